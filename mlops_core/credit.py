@@ -48,7 +48,7 @@ def credit_outcome(dataset: Dataset, rows: pd.DataFrame) -> pd.Series:
     "1 where the target says that the bad outcome happened, else 0."
     return (rows[dataset.roles["target"]] == dataset.roles["positive"]).astype("int8")
 
-# %% ../nbs/20_credit.ipynb #4e10b476
+# %% ../nbs/20_credit.ipynb #5243d7ff
 def _encoder(X: pd.DataFrame, number_step) -> ColumnTransformer:
     numbers = X.select_dtypes(["number", "bool"]).columns.tolist()
     steps = [("numbers", make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), number_step), numbers)]
@@ -59,7 +59,8 @@ def _encoder(X: pd.DataFrame, number_step) -> ColumnTransformer:
 
 def _per_column(encoder: ColumnTransformer, effects: np.ndarray, base: float, index) -> pd.DataFrame:
     numbers = next(columns for name, _, columns in encoder.transformers_ if name == "numbers")
-    table = {name: effects[:, encoder.output_indices_[name]].sum(axis=1) for name in encoder.output_indices_ if name not in ("numbers", "remainder")}
+    places = {name: place for name, place in encoder.output_indices_.items() if name not in ("numbers", "remainder")}
+    table = {name: effects[:, place].sum(axis=1) for name, place in places.items()}
     table |= dict(zip(numbers, effects[:, encoder.output_indices_["numbers"]].T, strict=True))
     return pd.DataFrame({"base": base, **{c: table[c] for c in encoder.feature_names_in_}}, index=index)
 
@@ -104,7 +105,7 @@ class Scorecard(ClassifierMixin, BaseEstimator):
         table = pd.DataFrame(effects, index=X.index, columns=evidence.columns).reindex(columns=X.columns, fill_value=0.0)
         return pd.concat([pd.Series(self.card_.estimator_.intercept_[0], X.index, name="base"), table], axis=1)
 
-# %% ../nbs/20_credit.ipynb #260305c4
+# %% ../nbs/20_credit.ipynb #1efae16c
 class AdditiveModel(ClassifierMixin, BaseEstimator):
     "Logistic GAM on the ranks of numbers, smoothness `lam`, with one-hot levels (pygam)."
 
@@ -116,7 +117,8 @@ class AdditiveModel(ClassifierMixin, BaseEstimator):
         self.encoder_ = _encoder(X, QuantileTransformer(n_quantiles=min(200, len(X)), subsample=None))
         encoded = self.encoder_.fit_transform(X)
         smooth = self.encoder_.output_indices_["numbers"]
-        terms = [s(i, n_splines=self.n_splines, lam=self.lam) if smooth.start <= i < smooth.stop else l(i, lam=self.lam) for i in range(encoded.shape[1])]
+        curves = [s(i, n_splines=self.n_splines, lam=self.lam) for i in range(smooth.start, smooth.stop)]
+        terms = curves + [l(i, lam=self.lam) for i in range(smooth.stop, encoded.shape[1])]
         self.gam_ = LogisticGAM(reduce(add, terms), max_iter=50).fit(encoded, np.asarray(y))
         return self
 
@@ -130,7 +132,7 @@ class AdditiveModel(ClassifierMixin, BaseEstimator):
         effects = np.column_stack([self.gam_.partial_dependence(i, encoded) for i in range(encoded.shape[1])])
         return _per_column(self.encoder_, effects, self.gam_.coef_[-1], X.index)
 
-# %% ../nbs/20_credit.ipynb #1bd3ac06
+# %% ../nbs/20_credit.ipynb #e013d53c
 class BoostedTrees(ClassifierMixin, BaseEstimator):
     "XGBoost with early stopping inside the training rows; `monotone` maps columns to +1 (risk may not fall as it rises) or -1."
 
@@ -146,8 +148,9 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):
         keep = {k: v for k, v in self.get_params().items() if k not in ("monotone", "seed")}
         signs = {c: sign for c, sign in (self.monotone or {}).items() if c in self.columns_ and c not in self.levels_}
         return xgboost.XGBClassifier(
-            **keep, **settings, random_state=self.seed, monotone_constraints=signs or None, enable_categorical=True, tree_method="hist", nthread=1
-        )
+            **keep, **settings, random_state=self.seed, monotone_constraints=signs or None,
+            enable_categorical=True, tree_method="hist", nthread=1,
+        )  # fmt: skip
 
     def fit(self, X, y):
         self.classes_, self.columns_ = np.array([0, 1]), tuple(X.columns)
@@ -175,9 +178,9 @@ def contract_signs(dataset: Dataset, features: list[str]) -> dict[str, int]:
     kinds = dataset.columns[dataset.main]
     return {c: kinds[c].monotone for c in features if kinds[c].monotone}
 
-# %% ../nbs/20_credit.ipynb #cee1fba9
+# %% ../nbs/20_credit.ipynb #1d2bdb40
 def credit_candidates(signs: dict[str, int]) -> tuple[Candidate, ...]:
-    "From the base rate to boosted trees; those explain themselves whose answers can be read as one effect per column with a fixed direction."
+    "From the base rate to boosted trees; a model explains itself if each column acts along one curve or in one fixed direction."
     return (
         Candidate("base_rate", lambda seed: DummyClassifier(strategy="prior"), 1, True, "everybody gets the average"),
         Candidate("logistic", lambda seed: LinearModel(), 2, True, "one weight per column"),
@@ -200,16 +203,17 @@ def _score(costs: Costs, outcome: pd.Series, answers: pd.DataFrame) -> dict[str,
 def credit_case(dataset: Dataset, features: list[str], costs: Costs = Costs()) -> Case:  # noqa: B008 (frozen)
     "The `Case` of consumer credit on `dataset`: compared by ROC AUC, costs at the cut-off that `costs` imply."
     return Case(
-        "credit_risk", dataset.title, metric="roc_auc", greater_is_better=True, candidates=credit_candidates(contract_signs(dataset, features)),
-        answer=probabilities, score=partial(_score, costs),
+        "credit_risk", dataset.title, metric="roc_auc", greater_is_better=True,
+        candidates=credit_candidates(contract_signs(dataset, features)), answer=probabilities, score=partial(_score, costs),
     )  # fmt: skip
 
-# %% ../nbs/20_credit.ipynb #3502beac
+# %% ../nbs/20_credit.ipynb #e141f66f
 def require_both_outcomes(y: pd.Series, n: int, where: str) -> None:
     "Raises `ValueError` where an outcome has fewer than `n` rows of `y`."
     counts = y.value_counts().reindex([0, 1], fill_value=0).rename({0: "good", 1: "bad"})
     if counts.min() < n:
-        raise ValueError(f"{where} needs at least {n} rows of each outcome, there are {counts.to_dict()}; use a larger sample, or check `positive`")
+        found = counts.to_dict()
+        raise ValueError(f"{where} needs at least {n} rows of each outcome, there are {found}; use a larger sample, or check `positive`")
 
 
 def credit_folds(X: pd.DataFrame, y: pd.Series, n: int, seed: int) -> list[Fold]:

@@ -6,7 +6,7 @@
 __all__ = ['TIMINGS', 'Candidate', 'latencies', 'size_bytes', 'cost', 'open_experiment', 'Comparison', 'compare', 'Limits',
            'Choice', 'choose', 'plot_comparison']
 
-# %% ../nbs/05_experiment.ipynb #cb4b5af9
+# %% ../nbs/05_experiment.ipynb #a1eee9c6
 import io
 import logging
 import pickle
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import matplotlib.pyplot as plt
 import mlflow
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from . import core
-from .data import Case, Fold, fingerprint
+from .data import Case, Fold
 
 # %% ../nbs/05_experiment.ipynb #7e2f484b
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def _broken(row: pd.Series, limits: Limits) -> str:
     ]  # fmt: skip
     return "; ".join(over + ["it does not explain itself"] * bool(limits.explains_itself and not row["explains_itself"]))
 
-# %% ../nbs/05_experiment.ipynb #76ffe40a
+# %% ../nbs/05_experiment.ipynb #d8521966
 def _reason(row: pd.Series, winner: pd.Series, best: pd.Series, metric: str) -> str:
     if row["broken"]:
         return f"{row.name}: {row['broken']}"
@@ -204,7 +205,8 @@ def choose(table: pd.DataFrame, case: Case, limits: Limits = Limits()) -> Choice
     near = able[able["behind"] <= able["behind_se"]]
     winner = near.sort_values(["complexity", "behind"]).iloc[0] if len(near) else able.sort_values("behind").iloc[0]
     losers = rows.drop(index=winner.name)
-    return Choice(winner.name, _sentence(winner, best, case.metric), {n: _reason(r, winner, best, case.metric) for n, r in losers.iterrows()})
+    reasons = {name: _reason(row, winner, best, case.metric) for name, row in losers.iterrows()}
+    return Choice(winner.name, _sentence(winner, best, case.metric), reasons)
 
 # %% ../nbs/05_experiment.ipynb #e1a8bfcd
 def _sentence(winner: pd.Series, best: pd.Series, metric: str) -> str:
@@ -215,15 +217,14 @@ def _sentence(winner: pd.Series, best: pd.Series, metric: str) -> str:
         return won + f"the simplest that is within one standard error ({winner['behind_se']:.2g}) of {best.name} ({best[metric]:.4g})."
     return won + f"the best that keeps the limits, which cost {winner['behind']:.2g} against {best.name} ({best[metric]:.4g})."
 
-# %% ../nbs/05_experiment.ipynb #34f6c42e
+# %% ../nbs/05_experiment.ipynb #9110b867
 def plot_comparison(table: pd.DataFrame, case: Case, chosen: str = ""):
     "Figure: each candidate's metric with one standard error, sorted; the `chosen` one is filled."
-    import matplotlib.pyplot as plt
-
     rows = table.sort_values(case.metric, ascending=case.greater_is_better)
     figure, axis = plt.subplots(figsize=(7.2, 0.6 + 0.4 * len(rows)))
     for place, row in enumerate(rows.itertuples()):
         score, spread = getattr(row, case.metric), np.nan_to_num(getattr(row, f"{case.metric}_se"))
-        axis.errorbar(score, place, xerr=spread, fmt="o", color=core.PALETTE[0], capsize=3, mfc=core.PALETTE[0] if row.candidate == chosen else "white")
+        fill = core.PALETTE[0] if row.candidate == chosen else "white"
+        axis.errorbar(score, place, xerr=spread, fmt="o", color=core.PALETTE[0], capsize=3, mfc=fill)
     axis.set(yticks=range(len(rows)), yticklabels=rows["candidate"], xlabel=case.metric, title="Score with one standard error, best on top")
     return figure

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SECTIONS', 'case_notebook', 'check_request', 'RecordError', 'RunFailed', 'run_report']
 
-# %% ../nbs/19_report.ipynb #991e888d
+# %% ../nbs/19_report.ipynb #1409d71c
 import hashlib
 import json
 import logging
@@ -20,7 +20,7 @@ import papermill
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
-from nbclient.exceptions import CellTimeoutError
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbconvert.filters import strip_ansi
 
 from .archive import list_runs, unknown, write_whole
@@ -91,7 +91,7 @@ def _execute(notebook: Path, folder: Path, parameters: dict, timeout: float, pro
         progress_bar={"desc": notebook.stem, "disable": None if progress else True},
     )  # fmt: skip
 
-# %% ../nbs/19_report.ipynb #f12d4bd8
+# %% ../nbs/19_report.ipynb #1e95851e
 class RecordError(ValueError):
     "What a notebook recorded is not what a report needs."
 
@@ -111,9 +111,9 @@ def _reason(error: BaseException, timeout: float) -> str:
         return strip_ansi(f"{error.ename}: {error.evalue}")
     if isinstance(error, CellTimeoutError):
         return f"still running when the time limit of {timeout:g} seconds was over; allow more time or ask for less"
-    return {"DeadKernelError": "the kernel died, perhaps for want of memory; its last words are in workspace/kernel.log", "KeyboardInterrupt": "interrupted"}.get(
-        type(error).__name__, f"{type(error).__name__}: {error}"
-    )
+    if isinstance(error, DeadKernelError):
+        return "the kernel died, perhaps for want of memory; its last words are in workspace/kernel.log"
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
 
 # %% ../nbs/19_report.ipynb #8c7e3dc2
 def _explain(error: BaseException, output: Path, entered: list, timeout: float) -> str:

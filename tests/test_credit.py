@@ -13,7 +13,8 @@ from mlops_core.data import LeakageError, load_dataset, reference_split
 from mlops_core.evaluate import classification_metrics
 
 CASE = core.home() / "nbs" / "cases" / "credit_risk.ipynb"
-MODELS = [credit.LinearModel(), credit.Scorecard(), credit.AdditiveModel(), credit.BoostedTrees(), credit.BoostedTrees({"pay_0": 1, "limit_bal": -1})]
+BOUND = credit.BoostedTrees({"pay_0": 1, "limit_bal": -1})
+MODELS = [credit.LinearModel(), credit.Scorecard(), credit.AdditiveModel(), credit.BoostedTrees(), BOUND]
 
 
 @pytest.fixture(scope="module")

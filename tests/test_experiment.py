@@ -117,7 +117,11 @@ def test_rule_takes_the_best_if_the_others_are_beyond_noise():
 
 @pytest.mark.parametrize(
     "limits, broken",
-    [(Limits(p99_ms=10), "p99_ms 40.0 exceeds the limit of 10"), (Limits(size_bytes=5000), "size_bytes 9,000.0"), (Limits(explains_itself=True), "does not explain")],
+    [
+        (Limits(p99_ms=10), "p99_ms 40.0 exceeds the limit of 10"),
+        (Limits(size_bytes=5000), "size_bytes 9,000.0"),
+        (Limits(explains_itself=True), "does not explain"),
+    ],
 )
 def test_limits_rule_out_and_say_what_they_cost(limits, broken):
     choice = choose(TABLE.assign(behind_se=[0.004, 0.001, 0.0]), CASE, limits)
