@@ -19,15 +19,18 @@ import pandas as pd
 
 from .core import home
 
-# %% ../nbs/19_archive.ipynb #5aa7fc45
+# %% ../nbs/19_archive.ipynb #2f4f0be0
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 
 
 def write_whole(path: Path, text: str) -> None:
     "Write all or nothing: a reader sees the old file or the new one, never a part."
     draft = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 # %% ../nbs/19_archive.ipynb #b6c4b113
 def _results(folder: Path) -> dict:

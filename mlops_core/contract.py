@@ -222,14 +222,14 @@ def role_columns(roles: dict) -> list[tuple[str, str, str]]:
         found += [(role, table, column) for column in ([roles[role]] if isinstance(roles[role], str) else roles[role])]
     return found
 
-# %% ../nbs/03_contract.ipynb #06ec8e0b
+# %% ../nbs/03_contract.ipynb #f13f0be7
 def _check_settings(split: dict, roles: dict) -> None:
     "Raises `DatasetError` for a [split] or a frequency that says nothing."
     given = check_part(split, "split", "[split]").keys() - {"label_delay"}
     needs = {("key_modulo", "test", "validation"): {"key"}, ("validation_from", "test_from"): {"time"}, ("sizes",): set(), (): set()}
-    if not any(set(keys) == given and role <= roles.keys() for keys, role in needs.items()):
+    if not any(set(keys) == given and role <= roles.keys() for keys, role in needs.items()) or len(split.get("sizes", "abc")) != 3:
         raise DatasetError(f"[split] with {', '.join(sorted(given))} says nothing; give key_modulo, test and validation (and role key), "
-                           "validation_from and test_from (and role time), or sizes")  # fmt: skip
+                           "validation_from and test_from (and role time), or three sizes")  # fmt: skip
     try:
         pd.tseries.frequencies.to_offset(roles.get("frequency"))
     except ValueError as error:

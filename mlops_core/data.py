@@ -35,7 +35,7 @@ from mlops_core.contract import (
 )
 from .core import generator, home
 
-# %% ../nbs/03_data.ipynb #c7e889a4
+# %% ../nbs/03_data.ipynb #7bd094dc
 def _cell_hashes(values: pd.Series) -> np.ndarray:
     "A 64-bit hash per cell that depends on the value only."
     if isinstance(values.dtype, pd.CategoricalDtype):
@@ -45,8 +45,7 @@ def _cell_hashes(values: pd.Series) -> np.ndarray:
         times = pd.to_datetime(values, utc=True)
         hashed = pd.util.hash_array(times.dt.as_unit("us").astype("int64").to_numpy()) + times.dt.nanosecond.fillna(0).to_numpy("uint64")
     elif kind in ("boolean", "integer", "floating", "mixed-integer-float"):
-        floats = values.where(~missing, np.nan) if values.dtype == object else values
-        hashed = pd.util.hash_array(floats.to_numpy("float64", na_value=np.nan) + 0.0)  # -0.0 becomes 0.0
+        hashed = pd.util.hash_array(values.to_numpy("float64", na_value=np.nan))
         if kind == "integer" and not missing.any() and (large := values.abs() > 2**53).any():  # there floats have gaps
             hashed = np.where(large, pd.util.hash_array(values.to_numpy("int64")), hashed)
     else:
@@ -221,7 +220,7 @@ def reference_split(dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame, pd.Da
     days = cuts.dt.normalize()  # whole days, where the table is long enough for them
     return time_split(frame, time, days if days.is_unique and days.iloc[0] > frame[time].min() else cuts)
 
-# %% ../nbs/03_data.ipynb #b702f474
+# %% ../nbs/03_data.ipynb #804dce30
 def _contracts(dataset: Dataset) -> dict[str, dict[str, Column]]:
     "The contract of each table: as written, else (unless strict) as the training rows suggest; roles have the last word."
     contracts = {}
@@ -231,7 +230,8 @@ def _contracts(dataset: Dataset) -> dict[str, dict[str, Column]]:
             rows = reference_split(dataset)[0] if new and table == dataset.main else frame
         except (DatasetError, KeyError):
             rows = frame  # too broken or too small to split: the contract, or the case, will say so
-        contracts[table] = dataset.columns[table] | {name: infer_column(rows[name]) for name in new}
+        known = dataset.columns[table] | {name: infer_column(rows[name]) for name in new}
+        contracts[table] = {name: known[name] for name in [*frame, *known] if name in known}
     for role, table, name in role_columns(dataset.roles):
         if name in contracts[table]:
             contracts[table][name] = replace(contracts[table][name], **ROLE_TRAITS[role])
@@ -301,7 +301,7 @@ def _in_order(dataset: Dataset) -> Dataset:
     first, last = frame[dataset.roles["time"]].iloc[[0, -1]].dt.strftime("%Y-%m-%d")
     return replace(dataset, tables=dataset.tables | {dataset.main: frame}, period=dataset.period or f"{first} to {last}")
 
-# %% ../nbs/03_data.ipynb #c93ce3c5
+# %% ../nbs/03_data.ipynb #4968bb82
 class LeakageError(DatasetError):
     "A feature that would not be there when the model has to answer."
 
@@ -314,10 +314,12 @@ def available_columns(dataset: Dataset, table: str | None = None) -> list[str]:
 
 
 def feature_columns(dataset: Dataset) -> list[str]:
-    "The features of the main table by default: available, neither protected nor excluded, and no free text or time."
+    "The features of the main table by default: available, neither protected nor excluded, and nothing but numbers, levels and yes or no."
     withheld = {*dataset.roles.get("protected", ()), *dataset.roles.get("exclude", ())}
-    columns = dataset.columns[dataset.main]
-    return [name for name in available_columns(dataset) if name not in withheld and columns[name].type not in ("text", "time")]
+    columns = {name: dataset.columns[dataset.main][name] for name in available_columns(dataset) if name not in withheld}
+    # an inferred category without levels holds lists or other things that are neither number nor text
+    odd = {name for name, column in columns.items() if column.inferred and column.type == "category" and not column.levels}
+    return [name for name, column in columns.items() if column.type not in ("text", "time") and name not in odd]
 
 # %% ../nbs/03_data.ipynb #8ef65d3b
 def require_available(dataset: Dataset, table: str, columns) -> None:

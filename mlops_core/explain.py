@@ -6,7 +6,7 @@
 __all__ = ['margin', 'check_additivity', 'shapley', 'mean_contributions', 'plot_summary', 'plot_dependence', 'typical_row',
            'reason_codes', 'adverse_action', 'gam_effects', 'plot_gam_effects', 'permutation_table']
 
-# %% ../nbs/06_explain.ipynb #895f3b06
+# %% ../nbs/06_explain.ipynb #daacef95
 import re
 import warnings
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import shap
 import xgboost
 from matplotlib.colors import LinearSegmentedColormap
 from scipy.stats import norm
@@ -54,22 +55,25 @@ def _tree_contributions(estimator: xgboost.XGBModel, frame: pd.DataFrame) -> pd.
     values = estimator.get_booster().predict(data, pred_contribs=True, iteration_range=(0, 0 if best is None else best + 1))
     return pd.DataFrame(values, index=frame.index, columns=[*frame, "base"]).astype(float)
 
-# %% ../nbs/06_explain.ipynb #6c45f44e
-def _sampled_contributions(estimator, frame: pd.DataFrame, background: pd.DataFrame, permutations: int, random) -> pd.DataFrame:
-    "Shapley values from `permutations` random orders of the columns and their reversals, against each row of `background`."
-    row, other = np.repeat(np.arange(len(frame)), len(background)), np.tile(np.arange(len(background)), len(frame))
-    own, start = frame.iloc[row].reset_index(drop=True), background.iloc[other].reset_index(drop=True)
-    first, total = margin(estimator, start), {column: np.zeros(len(own)) for column in frame}
-    for order in [order[::step] for order in (random.permutation(list(frame)) for _ in range(permutations)) for step in (1, -1)]:
-        mixed, before = start.copy(), first
-        for column in order:
-            mixed[column] = own[column]
-            after = margin(estimator, mixed)
-            total[column] += (after - before) / (2 * permutations)
-            before = after
-    return pd.DataFrame({"base": first, **total}).groupby(row).mean().set_axis(frame.index)
+# %% ../nbs/06_explain.ipynb #f525b2d9
+def _sampled_contributions(estimator, frame: pd.DataFrame, background: pd.DataFrame, permutations: int, seed: int) -> pd.DataFrame:
+    "shap's permutation explainer; it wants a matrix of numbers, so each value is passed as its place among the column's values."
+    levels = {column: pd.concat([frame[column], background[column]]).drop_duplicates().reset_index(drop=True) for column in frame}
 
-# %% ../nbs/06_explain.ipynb #1c6dcec2
+    def codes(rows):
+        return np.column_stack([pd.Index(values).get_indexer(rows[column]) for column, values in levels.items()]).astype(float)
+
+    def scores(matrix):
+        columns = zip(levels.items(), np.atleast_2d(matrix).astype(int).T, strict=True)
+        rows = {column: values.take(places).to_numpy() for (column, values), places in columns}
+        return margin(estimator, pd.DataFrame(rows).astype(frame.dtypes))
+
+    masker = shap.maskers.Independent(codes(background), max_samples=len(background))
+    explainer = shap.PermutationExplainer(scores, masker, seed=seed)
+    found = explainer(codes(frame), max_evals=permutations * (2 * frame.shape[1] + 1), silent=True)
+    return pd.DataFrame(found.values, frame.index, frame.columns).assign(base=found.base_values)
+
+# %% ../nbs/06_explain.ipynb #a6472659
 def _known_contributions(estimator, frame: pd.DataFrame) -> pd.DataFrame | None:
     if hasattr(estimator, "contributions"):
         return estimator.contributions(frame)
@@ -80,7 +84,7 @@ def shapley(estimator, frame: pd.DataFrame, background: pd.DataFrame | None = No
     """What each column adds to `margin(estimator, frame)`: a frame with `base` and the columns, row by row; raises if they do not add up.
 
     From the estimator's own `contributions(frame)` (same columns; exact if it is additive), else XGBoost's tree Shapley values (exact),
-    else sampled orders against 50 rows of `background`: 100 * columns * permutations predictions per row, at most 1,000 rows. With
+    else shap's permutation explainer against 50 rows of `background` (100 * columns * permutations predictions a row), at most 1,000 rows. With
     `background`, training rows, `base` is their mean score and a contribution a deviation from it, whatever constants the model carries."""
     if "base" in frame:
         raise ValueError("column base: contributions keep that name for where everybody starts; rename the column")
@@ -90,7 +94,7 @@ def shapley(estimator, frame: pd.DataFrame, background: pd.DataFrame | None = No
                          "pass a sample of the training rows as background, or give the estimator a method contributions(frame)")
     rows = None if background is None else background[list(frame)].iloc[generator(seed, "background").permutation(len(background))]
     if known is None:
-        known = _sampled_contributions(estimator, frame, rows[:50], permutations, generator(seed, "orders"))
+        known = _sampled_contributions(estimator, frame, rows[:50], permutations, seed)
     elif set(known) ^ {"base", *frame}:
         raise ValueError(f"contributions and frame differ in {set(known) ^ {'base', *frame}}: they need base and its columns; pass those")
     elif rows is not None:

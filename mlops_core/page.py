@@ -20,7 +20,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from .archive import differences, is_number, judge, list_runs, write_whole
 from .core import RECORD_TYPE, case_parameters, home
 
-# %% ../nbs/19_page.ipynb #3598866d
+# %% ../nbs/19_page.ipynb #5833703c
 def in_words(value, item: dict | None = None, sign: str = "") -> str:
     "`value` with the digits that the interval of `item` deserves (two of its width), or with four significant digits."
     if not is_number(value):
@@ -28,10 +28,10 @@ def in_words(value, item: dict | None = None, sign: str = "") -> str:
     item = item or {}
     spread = item["high"] - item["low"] if is_number(item.get("low")) and is_number(item.get("high")) else 0
     size, digits = (spread, 2) if spread > 0 else (abs(value), 4)
-    decimals = 0 if size == 0 or isinstance(value, int) else min(max(digits - 1 - math.floor(math.log10(size)), 0), 8)
-    return f"{value:{sign},.{decimals}f}".replace("-", "−")
+    decimals = 0 if size == 0 or isinstance(value, int) else max(digits - 1 - math.floor(math.log10(size)), 0)
+    return (f"{value:{sign},.{decimals}f}" if decimals <= 8 else f"{value:{sign}.{digits}g}").replace("-", "−")
 
-# %% ../nbs/19_page.ipynb #fffd3f2a
+# %% ../nbs/19_page.ipynb #734b4bfb
 def card(item: dict, before: dict | None = None) -> dict[str, str]:
     "A headline `item` as the page shows it, all in words: value, interval, limit met or missed, change since `before`."
     value, limit, shown = item.get("value"), item.get("limit"), {"name": str(item.get("name")), "unit": str(item.get("unit") or "")}
@@ -45,10 +45,10 @@ def card(item: dict, before: dict | None = None) -> dict[str, str]:
         shown["limit"] = f"{mark} {'at least' if at_least else 'at most'} {limit:,.6g} {shown['unit']}".rstrip()
     if before is not None:
         change, verdict, direction = judge(before, item)
-        shown["direction"] = direction if verdict == "beyond noise" else ""
-        arrow = "" if not change else "▲ " if change > 0 else "▼ "
-        amount = "unchanged" if verdict == "same" else f"{arrow}{in_words(change, item, '+') if change else 'changed'}"
-        shown["change"] = ", ".join(word for word in (amount, direction, verdict) if word and word not in ("same", "moved"))
+        shown["direction"] = "" if verdict == "within noise" else direction  # a change that may be none is neither better nor worse
+        arrow = f"{'▲' if change > 0 else '▼'} {in_words(change, item, '+')}" if change else "changed"
+        words = ("unchanged",) if verdict == "same" else (arrow, shown["direction"], "" if verdict == "moved" else verdict)
+        shown["change"] = ", ".join(word for word in words if word)
     return shown
 
 # %% ../nbs/19_page.ipynb #ce990fd8

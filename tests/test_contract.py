@@ -90,6 +90,11 @@ def test_key_of_two_columns():
     assert rules(frame, contract, ("basket", "item")) == [["basket + item", "duplicate key", [0, 3]]]
 
 
+def test_a_key_is_never_missing_whatever_its_column_says():
+    assert rules(pd.DataFrame({"id": [1, None]}), {"id": Column("integer", nullable=True)}) == [["id", "null key", [1]]]
+    assert rules(pd.DataFrame({"id": [1, None]}), {"id": Column("integer", nullable=True)}, ()) == []
+
+
 def test_bounds_of_times_and_dates_of_plans():
     contract = {"day": Column("time", min=pd.Timestamp("2020-01-02").date(), available="known_ahead")}
     assert rules(pd.DataFrame({"day": pd.to_datetime(["2020-01-01", "2090-01-01"])}), contract, ()) == [["day", "out of range", [0]]]
@@ -144,6 +149,9 @@ ROLES = BASE + 'roles = {table = "sales", key = "id", target = "paid", positive 
         (ROLES + "[split]\ntest_from = 2020-01-01", "[split] with test_from says nothing; give"),
         (ROLES + "[split]\ntest_from = 2020-01-02\nvalidation_from = 2020-01-01", "role time"),
         (ROLES + "[split]\nkey_modulo = 5", "[split] with key_modulo says nothing"),
+        (ROLES + "[split]\nsizes = [0.5, 0.5]", "or three sizes"),
+        (ROLES.replace("true}", 'true, protected = "sex"}'), "protected = 'sex' is not allowed; it takes list"),
+        (BASE + 'roles = {interactions = "sales", user = "u", item = "i", time = "t", exclude_items = {i = "a"}}', "i = 'a' is not"),
     ],
 )
 def test_mistakes_in_the_description(tmp_path, text, words):

@@ -244,6 +244,24 @@ def test_roles_that_do_not_fit_the_table(tmp_path, roles, more, words):
     assert words in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
+def test_a_described_column_that_is_missing_is_a_broken_contract(tmp_path):
+    more = "[columns.rows.who]\ntype = 'integer'\n[split]\nkey_modulo = 5\ntest = [0]\nvalidation = [1]"
+    with pytest.raises(ContractError, match="rows.who: missing column"):
+        load_quietly(write_folder(tmp_path / "gym", MEMBERS.drop(columns="who"), QUIT, more))
+
+
+def test_a_csv_out_of_a_spreadsheet_starts_with_a_mark(tmp_path):
+    folder = write_folder(tmp_path / "gym", MEMBERS, QUIT)
+    (folder / "rows.csv").write_bytes(b"\xef\xbb\xbf" + (folder / "rows.csv").read_bytes())
+    assert load_quietly(folder).table.columns[0] == "who"
+
+
+def test_columns_keep_the_order_of_the_table_and_odd_ones_are_no_features(tmp_path):
+    odd = MEMBERS.assign(lists=[[1, 2]] * 100, joined="2020-01-05")
+    dataset = load_quietly(write_folder(tmp_path / "gym", odd, QUIT, "[columns.rows.visits]\ntype = 'integer'", "parquet"))
+    assert list(dataset.columns["rows"]) == list(odd) and feature_columns(dataset) == ["plan", "visits", "joined"]
+
+
 def test_folders_and_files_that_are_no_data_set(tmp_path):
     with pytest.raises(DatasetError, match="'credit_defualt' is unknown; did you mean credit_default?"):
         load_dataset("credit_defualt")

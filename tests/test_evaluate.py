@@ -215,7 +215,7 @@ def test_paired_difference_sees_what_two_intervals_do_not():
     hard = random.normal(0, 1, 500)
     first, second = hard + 0.05 + random.normal(0, 0.1, 500), hard + random.normal(0, 0.1, 500)
     one, other, paired = bootstrap_interval(first), bootstrap_interval(second), paired_difference(first, second).iloc[0]
-    assert one.low[0] < other.high[0] and paired.differs
+    assert one.low[0] < other.high[0] and paired.differs and paired_difference(second, first).differs[0]
     assert paired.value == pytest.approx(first.mean() - second.mean())
     assert (paired["first"], paired["second"]) == pytest.approx((first.mean(), second.mean()))
 
@@ -249,6 +249,7 @@ def test_slice_counts_groups_not_rows(scored):
     part = scored.assign(region=np.where(scored.index < 100, "few households", "many"))
     found = by_slice(part, ["region"], auc_of, groups="household", draws=5).set_index("slice")
     assert found.note["region=few households"].startswith("too few: 20,")
+    assert by_slice(part, ["region"], auc_of, groups="household", smallest=20, draws=5).note.tolist() == ["", "", ""]
 
 
 def test_slice_by_a_number_is_refused(scored):
