@@ -114,7 +114,7 @@ def _run(case: str, values: dict, options: argparse.Namespace) -> int:
     _open(folder / "report.html") if options.open else None
     return 0
 
-# %% ../nbs/50_cli.ipynb #89cc2f4e
+# %% ../nbs/50_cli.ipynb #fe589f88
 def comparison(before: dict, after: dict, numbers: pd.DataFrame, reasons: pd.DataFrame, most: int = 30) -> str:
     "What `compare_runs` found between two runs, as text: headline, at most `most` other numbers that moved, and what else differs."
     heads = {item["name"]: item for item in after["headline"] + before["headline"]}
@@ -124,7 +124,7 @@ def comparison(before: dict, after: dict, numbers: pd.DataFrame, reasons: pd.Dat
     for row in pd.concat([first, moved.head(most)]).astype(object).where(lambda frame: frame.notna(), None).itertuples():
         like = heads.get(row.name)
         verdict = row.judgement + (f", {row.direction}" if row.direction and row.judgement != "within noise" else "")
-        change = in_words(row.change, like, "+") if row.change else ""
+        change = in_words(row.after - row.before, like, "+") if row.change else ""
         rows.append((row.name, in_words(row.before, like), in_words(row.after, like), change, verdict))
     lines = [f"{run['case']} {run['run_id']}, code {run.get('code_revision')}" for run in (before, after)] + ["", aligned(rows)]
     lines += [f"... and {len(moved) - most} more that moved"] if len(moved) > most else []

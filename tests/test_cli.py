@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -54,7 +55,8 @@ def archive(tmp_path):
         "parameters": {"seed": 0}, "code_revision": "e773408", "code_fingerprint": "c0de", "environment": {"numpy": "2.4.1"},
     }  # fmt: skip
     second = first | {
-        "headline": [{"name": "roc_auc", "value": 0.790, "low": 0.785, "high": 0.795, "greater_is_better": True}], "parameters": {"seed": 3},
+        "headline": [{"name": "roc_auc", "value": 0.790, "low": 0.785, "high": 0.795, "greater_is_better": True}],
+        "parameters": {"seed": 3},
         "results": {"roc_auc": 0.790, "ks": 0.41, "chosen": "gam", **{f"row_{n}": n + 1 for n in range(50)}},
         "code_fingerprint": "c0ff", "environment": {"numpy": "2.4.2"},
     }  # fmt: skip
@@ -66,8 +68,9 @@ def archive(tmp_path):
 
 
 @pytest.mark.parametrize("kind,text,value", [
-    (int, "3", 3), (int, "-3", -3), (int, "3.0", "3.0"), (int, "three", "three"), (int, "", ""), (float, "3", 3.0), (float, "-1e-3", -0.001),
-    (float, "half", "half"), (str, "2024", "2024"), (str, "", ""), (bool, "true", True), (bool, "No", False), (bool, "0", False), (bool, "2", "2"),
+    (int, "3", 3), (int, "-3", -3), (int, "3.0", "3.0"), (int, "three", "three"), (int, "", ""),
+    (float, "3", 3.0), (float, "-1e-3", -0.001), (float, "half", "half"), (str, "2024", "2024"), (str, "", ""),
+    (bool, "true", True), (bool, "No", False), (bool, "0", False), (bool, "2", "2"),
 ])  # fmt: skip
 def test_text_is_read_as_the_parameter_declares(kind, text, value):
     read = parse_value(core.Parameter("x", kind, kind(), ""), text)
@@ -77,7 +80,8 @@ def test_text_is_read_as_the_parameter_declares(kind, text, value):
 @pytest.mark.parametrize("words,joined", [
     (["-p", "a", "1", "x"], ["--parameter=a=1", "x"]), (["x", "-p", "a", "-1e-3"], ["x", "--parameter=a=-1e-3"]),
     (["-p", "a=1", "x"], ["--parameter=a=1", "x"]), (["--parameter", "a", "-b"], ["--parameter=a=-b"]), (["-p", "a"], ["--parameter=a"]),
-    (["-p", "a", ""], ["--parameter=a="]), (["-p"], ["-p"]), (["-p", "a", "b c", "-p", "d", "=="], ["--parameter=a=b c", "--parameter=d==="]),
+    (["-p", "a", ""], ["--parameter=a="]), (["-p"], ["-p"]),
+    (["-p", "a", "b c", "-p", "d", "=="], ["--parameter=a=b c", "--parameter=d==="]),
 ])  # fmt: skip
 def test_name_and_value_become_one_word(words, joined):
     assert join_pairs(words) == joined
@@ -108,8 +112,6 @@ def test_the_command_of_a_run_repeats_it(case, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(cli, "run_report", lambda case, values, *_: seen.append(values) or tmp_path)
     monkeypatch.setattr(cli, "find_run", lambda folder: {"case": "tiny", "verdict": "", "headline": SECTIONS["headline"]})
-    import shlex
-
     assert main(shlex.split("mlops report tiny.ipynb -p seed 7 -p shift -0.001 -p fast True -p channel 'a b'")[1:]) == 0
     assert seen == [{"seed": 7, "shift": -0.001, "fast": True, "channel": "a b"}]
 
@@ -131,9 +133,9 @@ def test_the_impossible_is_said_before_anything_runs(case, capsys, tmp_path, wor
 
 
 @pytest.mark.parametrize("words", [
-    [], ["report"], ["repport"], ["report", "credit_risk", "--all"], ["report", "credit_risk", "-p", "seed"], ["report", "credit_risk", "-p"],
-    ["report", "credit_risk", "--timeout", "0"], ["report", "credit_risk", "--timeout", "-5"], ["report", "credit_risk", "--timeout", "soon"],
-    ["report", "credit_risk", "--timeout", "inf"], ["compare", "latest"], ["report", "credit_risk", "--parameters", "seed"],
+    [], ["report"], ["repport"], ["compare", "latest"], ["report", "credit_risk", "--all"],
+    ["report", "credit_risk", "-p", "seed"], ["report", "credit_risk", "-p"], ["report", "credit_risk", "--parameters", "seed"],
+    *[["report", "credit_risk", "--timeout", seconds] for seconds in ("0", "0.0", "-5", "soon", "inf", "nan", "")],
 ])  # fmt: skip
 def test_words_that_make_no_command_leave_with_2(words, capsys):
     with pytest.raises(SystemExit) as leaving:
