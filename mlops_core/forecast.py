@@ -137,7 +137,7 @@ class BoostedTrees(BaseEstimator):
         table = pd.DataFrame(np.mean(shares, axis=0, dtype=float), index=X.index, columns=[*X.columns, "base"])
         return table.assign(last_day=table["last_day"] - X["last_day"] / 2)[["base", *X.columns]]
 
-# %% ../nbs/40_forecast.ipynb #80f3254f
+# %% ../nbs/40_forecast.ipynb #3fcd8249
 def _fourier(steps: np.ndarray, period: int, pairs: int) -> list[np.ndarray]:
     return [wave(2 * np.pi * k * steps / period) for k in range(1, pairs + 1) for wave in (np.sin, np.cos)]
 
@@ -154,7 +154,7 @@ def _regressors(grid: dict, task: Task, knots: dict) -> np.ndarray:
         columns += sum(bent, []) + [line * wave for line in bent[0] for wave in daily[:4]]
     return np.stack(columns, axis=-1)
 
-# %% ../nbs/40_forecast.ipynb #fe053cba
+# %% ../nbs/40_forecast.ipynb #bcf04856
 def _carry_on(errors: np.ndarray, ar: np.ndarray, ma: np.ndarray, horizon: int) -> np.ndarray:
     "What an ARMA process with polynomials `ar` and `ma` is expected to do next, given its past `errors` (a row per request)."
     shocks = np.pad(lfilter(ar, ma, errors), ((0, 0), (0, horizon)))  # ar * error = ma * shock, and no shock is expected
@@ -188,7 +188,7 @@ class ArimaErrors(BaseEstimator):
         errors = (grid["value"] - mean)[:, :window]
         return _answers(request, self.task, mean[:, window:] + _carry_on(errors, self.ar_, self.ma_, self.task.horizon))
 
-# %% ../nbs/40_forecast.ipynb #23697ac6
+# %% ../nbs/40_forecast.ipynb #44549352
 class Network(torch.nn.Module):
     "Two LSTMs: one reads the past, hands its state to the other, which reads what is known of the steps ahead."
 
@@ -207,7 +207,7 @@ class Network(torch.nn.Module):
 def _standardised(values: np.ndarray, scale: tuple) -> torch.Tensor:
     return torch.tensor(((values - scale[0]) / scale[1]).clip(-4, 4), dtype=torch.float32)
 
-# %% ../nbs/40_forecast.ipynb #5d4da418
+# %% ../nbs/40_forecast.ipynb #3374c25d
 def _train(network: Network, past, ahead, target, epochs: int, learning_rate: float) -> Network:
     "Fit by the mean absolute error in batches of 32 requests; the learning rate rises and falls once (Smith, 2018)."
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-4)
@@ -221,7 +221,7 @@ def _train(network: Network, past, ahead, target, epochs: int, learning_rate: fl
             schedule.step()
     return network
 
-# %% ../nbs/40_forecast.ipynb #19fff7c0
+# %% ../nbs/40_forecast.ipynb #153244f4
 class Lstm(BaseEstimator):
     "Mean of `members` sequence-to-sequence LSTMs; `epochs` shrink for many or long requests, so that a fit takes about as long."
 
@@ -258,7 +258,7 @@ class Lstm(BaseEstimator):
             found = np.mean([network(*data).double().numpy() for network in self.networks_], axis=0)
         return _answers(request, self.task, found * self.scales_[2][1] + self.scales_[2][0])
 
-# %% ../nbs/40_forecast.ipynb #a2c9866e
+# %% ../nbs/40_forecast.ipynb #b8b139a5
 class MeanForecast(BaseEstimator):
     "The mean of several `forecasters`."
 
@@ -273,7 +273,7 @@ class MeanForecast(BaseEstimator):
         answers = [forecaster.predict(request) for forecaster in self.fitted_]
         return answers[0].assign(forecast=np.mean([answer["forecast"] for answer in answers], axis=0))
 
-# %% ../nbs/40_forecast.ipynb #f35df1fb
+# %% ../nbs/40_forecast.ipynb #68c147dc
 def _error_quantiles(errors: np.ndarray, ends: np.ndarray) -> np.ndarray:
     "Quantiles `ends` per step ahead, over the errors (a row per forecast, NaN where not yet known) of that step and its two neighbours."
     padded = np.pad(errors, ((0, 0), (1, 1)), mode="edge")
@@ -298,7 +298,7 @@ def _adaptive_ends(time: np.ndarray, errors: np.ndarray, miss: float, days: int,
             low[place], high[place] = _error_quantiles(known, np.array([share / 2, 1 - share / 2]))
     return low, high
 
-# %% ../nbs/40_forecast.ipynb #0a7df418
+# %% ../nbs/40_forecast.ipynb #9d7d96f9
 def intervals(answers: pd.DataFrame, past: pd.DataFrame, level: float = 0.8, days: int = 60, rate: float = 0.05) -> pd.DataFrame:
     """`answers` (origin, time, forecast) with low and high, from the errors of `past` (origin, time, forecast, actual).
 
@@ -316,7 +316,7 @@ def intervals(answers: pd.DataFrame, past: pd.DataFrame, level: float = 0.8, day
     kept = answers.columns.drop(["low", "high"], errors="ignore")
     return rows.assign(low=low, high=high).loc[rows["new"], [*kept, "low", "high"]].reset_index(drop=True)
 
-# %% ../nbs/40_forecast.ipynb #c740f30b
+# %% ../nbs/40_forecast.ipynb #84a945ce
 class WithIntervals(BaseEstimator):
     "A `forecaster` whose answers have low and high from the errors of its `past` (origin, time, forecast, actual); see `intervals`."
 
@@ -330,7 +330,7 @@ class WithIntervals(BaseEstimator):
     def predict(self, request):
         return intervals(self.forecaster_.predict(request), self.past, self.level)
 
-# %% ../nbs/40_forecast.ipynb #219d443a
+# %% ../nbs/40_forecast.ipynb #4fda85b9
 def answer(model, request: pd.DataFrame) -> pd.DataFrame:
     "What is served: origin, time, forecast, low and high for each step ahead."
     return model.predict(request)
@@ -345,7 +345,7 @@ def score(truth: pd.DataFrame, answers: pd.DataFrame, scale: float | None = None
     ends = {end: both[end] for end in ("low", "high")} if both[["low", "high"]].notna().all(axis=None) else {}
     return forecast_metrics(both["actual"], both["forecast"], scale, **ends)
 
-# %% ../nbs/40_forecast.ipynb #15e975d9
+# %% ../nbs/40_forecast.ipynb #9971629d
 def forecast_candidates(task: Task, epochs: int = 40) -> tuple[Candidate, ...]:
     "From last week's value to a neural network; a known value or a sum of effects that can be drawn explains itself."
     def gam(seed):
@@ -364,7 +364,7 @@ def forecast_candidates(task: Task, epochs: int = 40) -> tuple[Candidate, ...]:
         Candidate("lstm", lambda seed: Lstm(task, seed, epochs), 7, False, "mean of three neural networks"),
     )
 
-# %% ../nbs/40_forecast.ipynb #7202a6ab
+# %% ../nbs/40_forecast.ipynb #82b510c4
 def forecast_case(series: pd.DataFrame, task: Task, start, title: str = "", epochs: int = 40) -> Case:
     "The `Case` of forecasting `series`: compared by MAPE, or MASE where values come near zero; its scale is from before `start`."
     scale = mase_scale(series.loc[series.index < start, "value"], 7 * task.day)

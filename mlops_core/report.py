@@ -171,7 +171,7 @@ def _identity(case, notebook: Path, declared: dict[str, Parameter], values: dict
         "environment": environment(),
     }  # fmt: skip
 
-# %% ../nbs/19_report.ipynb #db29a2b4
+# %% ../nbs/19_report.ipynb #c35d53e0
 def run_report(case: str | Path, parameters: dict | None = None, reports: Path | None = None, timeout: float = 1800, progress=True) -> Path:
     """Run `case` (a name in nbs/cases or a notebook's path) within `timeout` seconds into reports/<case>/<run id>/; returns that folder.
 
@@ -191,7 +191,7 @@ def run_report(case: str | Path, parameters: dict | None = None, reports: Path |
         entered.clear()  # what goes wrong from here on is no cell's fault
         sections = _recorded(executed)
         seconds = {"duration_seconds": round(time.monotonic() - begun, 3)}
-        run = sections | run | {"finished": now().isoformat(), "timings": seconds | (sections.get("timings") or {})}
+        run = sections | run | {"finished": now().isoformat(), "timings": (sections.get("timings") or {}) | seconds}
         previous = next((r for r in list_runs(reports) if r["case"] == run["case"] and r["status"] == "succeeded"), None)
         write_whole(folder / "report.html", render(folder, run, previous))
         run["status"] = "succeeded"
