@@ -31,11 +31,11 @@ def in_words(value, item: dict | None = None, sign: str = "") -> str:
     decimals = 0 if size == 0 or isinstance(value, int) else max(digits - 1 - math.floor(math.log10(size)), 0)
     return (f"{value:{sign},.{decimals}f}" if decimals <= 8 else f"{value:{sign}.{digits}g}").replace("-", "−")
 
-# %% ../nbs/19_page.ipynb #734b4bfb
+# %% ../nbs/19_page.ipynb #1f1783bc
 def card(item: dict, before: dict | None = None) -> dict[str, str]:
     "A headline `item` as the page shows it, all in words: value, interval, limit met or missed, change since `before`."
     value, limit, shown = item.get("value"), item.get("limit"), {"name": str(item.get("name")), "unit": str(item.get("unit") or "")}
-    shown["value"] = in_words(value, item)
+    shown["value"] = in_words(value, None if in_words(value, item) == in_words(limit, item) else item)  # never round onto the limit
     if is_number(item.get("low")) and is_number(item.get("high")):
         shown["interval"] = f"{in_words(item['low'], item)} to {in_words(item['high'], item)}"
     if is_number(limit) and is_number(value):

@@ -72,6 +72,11 @@ def test_a_limit_is_met_or_missed_in_its_direction(value, limit, greater, state,
     assert (shown.get("state"), shown.get("limit")) == (state, words)
 
 
+def test_a_value_is_not_rounded_onto_its_limit():
+    near = {"name": "brier", "value": 0.1342, "low": 0.128, "high": 0.140, "limit": 0.134, "greater_is_better": False}
+    assert (card(near)["value"], card(near)["limit"]) == ("0.1342", "✗ misses at most 0.134")
+
+
 HALF = {"value": 0.5, "low": 0.4, "high": 0.6}
 
 
