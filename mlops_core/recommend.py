@@ -25,11 +25,11 @@ from .data import Case, Dataset, Fold, as_of
 from .evaluate import ranking_metrics
 from .experiment import Candidate
 
-# %% ../nbs/30_recommend.ipynb #0aab0021
+# %% ../nbs/30_recommend.ipynb #7addb670
 def purchases(dataset: Dataset, rows: pd.DataFrame | None = None) -> pd.DataFrame:
     """The interactions `rows` (default: all) as user, item, time, value, in order of time.
 
-    The item is the role `item_group` where there is one; rows without it, or that `exclude_items` names, are dropped; value defaults to 1.
+    The item is the role `item_group` where there is one; rows without it, or that `exclude_items` names, are dropped; value is 1 without the role.
     """
     roles, rows = dataset.roles, dataset.table if rows is None else rows
     group, excluded = roles.get("item_group", roles["item"]), roles.get("exclude_items", {})
@@ -90,9 +90,9 @@ class History:
         "What was known when `day` began."
         return replace(self, events=self.events[self.events["day"] < day], day=day)
 
-# %% ../nbs/30_recommend.ipynb #df40139d
+# %% ../nbs/30_recommend.ipynb #c71b037e
 def make_history(interactions: pd.DataFrame, minimum_buyers: int = 5) -> History:
-    "The history that ends with the last day of `interactions` (user, item, time, value); `ValueError` if nothing may be recommended."
+    "The history that ends with the last day of `interactions` (user, item, time, value); raises `ValueError` if nothing may be recommended."
     missing = {"user", "item", "time", "value"} - set(interactions.columns)
     if missing or interactions.empty:
         raise ValueError(f"interactions have {len(interactions)} rows and lack {sorted(missing)}; pass the frame that purchases() returns")
@@ -135,7 +135,7 @@ class Popularity(BaseEstimator):
     def scores(self, codes):
         return np.tile(self.popularity_, (len(codes), 1))
 
-# %% ../nbs/30_recommend.ipynb #b364164c
+# %% ../nbs/30_recommend.ipynb #930a1935
 def _order(scores: np.ndarray, seen: np.ndarray, k: int, new_places: int):
     "Row and item numbers of each row's best `k`, of which at most `k - new_places` are seen; -inf never makes the list."
     order = np.argsort(-scores, axis=1, kind="stable")
@@ -149,7 +149,7 @@ def recommend(model, users, k: int = 10, exclude_seen: bool = False, new_places:
               basket_weight: float = 0.5) -> pd.DataFrame:
     """The best `k` items of a fitted `model` for each of `users`: user, rank (from 1), item, score, new (to the user).
 
-    A list is shorter where fewer than `k` items are left. With `basket` (user, item) its items are out and what goes with them moves up.
+    A list is shorter where fewer than `k` items are left. With `basket` (user, item) its items are left out and what goes with them moves up.
     """
     if k < 1 or not 0 <= new_places <= k:
         raise ValueError(f"k is {k} and new_places {new_places}: a list needs a place, and can reserve no more than all of them")
@@ -185,7 +185,7 @@ class PersonalFrequency(BaseEstimator):
     def scores(self, codes):
         return self.weights_[codes].toarray() + 1e-6 * self.history_.popular / max(1, self.history_.popular.max())
 
-# %% ../nbs/30_recommend.ipynb #08c7bf7b
+# %% ../nbs/30_recommend.ipynb #67675cfb
 class ItemNeighbours(BaseEstimator):
     "Items that go with what the user bought: BM25-weighted item-kNN of the library implicit."
 
@@ -195,7 +195,7 @@ class ItemNeighbours(BaseEstimator):
     def fit(self, X, y=None):
         self.history_ = make_history(X, self.minimum_buyers)
         model = BM25Recommender(K=self.neighbours, num_threads=1)
-        model.fit(self.history_.bought.tocsr(), show_progress=False)
+        model.fit(self.history_.bought, show_progress=False)
         self.similarity_ = model.similarity.tocsr()
         return self
 
@@ -274,7 +274,7 @@ def _profile_lifts(history: History, profiles: pd.DataFrame | None) -> dict:
         lifts[name] = level, np.vstack([lift, np.full(len(history.items), np.nan)])
     return lifts
 
-# %% ../nbs/30_recommend.ipynb #18dde1b2
+# %% ../nbs/30_recommend.ipynb #a6de9032
 class Facts:
     "All features as of `history.day`: `together`, `similar` (users by items) and `features` of pairs of a user and an item."
 
@@ -289,7 +289,7 @@ class Facts:
         self.recent = history.matrix(0.5 ** (history.age / 60))
         taste = history.matrix(0.5 ** (history.age / 180)).sqrt() @ sp.diags(rarity)
         self.taste = sp.csr_matrix(sp.diags(1 / np.maximum(np.sqrt(taste.multiply(taste).sum(axis=1).A1), 1e-9)) @ taste)
-        self.company = bought + (history.matrix(history.age <= 28) > 0)  # bought in the last 28 days counts twice
+        self.lately = (history.matrix(history.age <= 28) > 0).astype("float64")
 
     def together(self, codes):
         return (self.recent[codes] @ self.alike).toarray() / (1 + self.recent[codes].sum(axis=1).A1[:, None])
@@ -299,9 +299,9 @@ class Facts:
         likeness[np.arange(len(codes)), codes] = 0
         if neighbours < likeness.shape[1]:
             likeness[likeness < -np.partition(-likeness, neighbours, axis=1)[:, [neighbours]]] = 0
-        return (sp.csr_matrix(likeness) @ self.company).toarray() / np.maximum(likeness.sum(axis=1, keepdims=True), 1e-9)
+        return (sp.csr_matrix(likeness) @ self.lately).toarray() / np.maximum(likeness.sum(axis=1, keepdims=True), 1e-9)
 
-# %% ../nbs/30_recommend.ipynb #0b6dc84e
+# %% ../nbs/30_recommend.ipynb #dc0340f4
 def _best(scores: np.ndarray, number: int) -> np.ndarray:
     "Which cells are among the `number` highest of their row; cells of -inf never are."
     chosen = np.zeros(scores.shape, dtype=bool)
@@ -309,8 +309,8 @@ def _best(scores: np.ndarray, number: int) -> np.ndarray:
     return chosen & np.isfinite(scores)
 
 
-def candidate_features(facts: Facts, codes: np.ndarray, own: int, popular: int, similar: int) -> tuple:
-    "First stage: row of `codes`, item, features of each user's candidates: so many of his `own`, and of `popular` and `similar` unseen ones."
+def candidate_features(facts: Facts, codes: np.ndarray, own: int, popular: int, similar: int) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+    "First stage: row of `codes`, item and features of each user's candidates: so many of his own, and of the popular and similar unseen."
     history, together, alike = facts.history, facts.together(codes), facts.similar(codes)
     seen, recent = history.bought[codes].toarray() > 0, facts.recent[codes].toarray()
     unseen = np.where(seen | ~history.eligible, -np.inf, 0.0)
@@ -327,21 +327,12 @@ def candidate_features(facts: Facts, codes: np.ndarray, own: int, popular: int, 
     features = pd.concat(parts, axis=1)
     features["share_of_visits"] = features["times"] / features["visits"].clip(lower=1)
     features["recent_share"] = features["recent_60"] / features["recent_visits"].clip(lower=1e-9)
-    features["together"], features["similar_households"] = together[rows, items], alike[rows, items]
+    features["together"], features["similar_buy"] = together[rows, items], alike[rows, items]
     for name, (level, lift) in facts.lifts.items():
         features[f"lift_{name}"] = lift[level[users], items]
     return rows, items, features.astype("float32")
 
-# %% ../nbs/30_recommend.ipynb #c709dfbd
-def _new_by_company(rows: np.ndarray, scores: np.ndarray, features: pd.DataFrame) -> np.ndarray:
-    "`scores` where the items new to a row's user share out theirs among them in the order of `similar_households`."
-    new = np.flatnonzero(features["times"] == 0)
-    by_score = new[np.lexsort((-scores[new], rows[new]))]
-    by_company = new[np.lexsort((-features["similar_households"].to_numpy()[new], rows[new]))]
-    scores[by_company] = scores[by_score]
-    return scores
-
-# %% ../nbs/30_recommend.ipynb #d3d869c3
+# %% ../nbs/30_recommend.ipynb #edadb2d5
 class TwoStage(BaseEstimator):
     """Candidates from personal history, popularity and similar households, ranked by XGBoost's LambdaMART on their facts.
 
@@ -391,10 +382,10 @@ class TwoStage(BaseEstimator):
     def scores(self, codes):
         rows, items, features = self.features(codes)
         scores = np.tile(self.history_.popular / max(1, self.history_.popular.max()) - 100, (len(codes), 1))  # the rest, far below
-        scores[rows, items] = _new_by_company(rows, self.ranker_.predict(features), features)
+        scores[rows, items] = self.ranker_.predict(features)
         return scores
 
-# %% ../nbs/30_recommend.ipynb #914a06e0
+# %% ../nbs/30_recommend.ipynb #e7c4c12c
 def basket_lift(history: History, items: np.ndarray) -> np.ndarray:
     "For each item the mean, over basket `items`, of the log of how much more often both are bought in one visit than by chance."
     together, visits = history.same_visit[items].toarray(), history.visits
@@ -414,7 +405,7 @@ def _with_basket(history: History, scores: np.ndarray, users: pd.Index, basket: 
         scores[position[user], codes] = -np.inf
     return scores
 
-# %% ../nbs/30_recommend.ipynb #c5a2615c
+# %% ../nbs/30_recommend.ipynb #53742961
 def half_baskets(frame: pd.DataFrame, items, seed: int, smallest: int = 4) -> tuple[pd.DataFrame, pd.DataFrame]:
     "The first visit of each user with `smallest` of `items` or more, cut at random into the half that is in the basket and the rest."
     visits = frame[frame["item"].isin(items)].assign(day=lambda rows: rows["time"].dt.normalize())
@@ -425,7 +416,7 @@ def half_baskets(frame: pd.DataFrame, items, seed: int, smallest: int = 4) -> tu
     shown = draw <= first.groupby("user")["item"].transform("size") // 2
     return first.loc[shown, ["user", "item"]], first.loc[~shown, ["user", "item"]]
 
-# %% ../nbs/30_recommend.ipynb #1829ea76
+# %% ../nbs/30_recommend.ipynb #c8b61807
 def recommendation_case(k: int = 10, half_life_days: float = 60, horizon_days: int = 14, minimum_buyers: int = 5,
                         profiles: pd.DataFrame | None = None) -> Case:
     "Six candidates that answer a frame with column user with the best `k` items each: user, rank, item, score, new."
@@ -433,7 +424,7 @@ def recommendation_case(k: int = 10, half_life_days: float = 60, horizon_days: i
     candidates = (
         Candidate("popularity", lambda seed: Popularity(**known), 1, True, "what most households bought in the last 28 days"),
         Candidate("frequency", lambda seed: PersonalFrequency(**known), 2, True, "what this household bought most often"),
-        Candidate("frequency_decayed", lambda seed: PersonalFrequency(half_life_days, **known), 3, True, "the same, of late counting more"),
+        Candidate("frequency_decayed", lambda seed: PersonalFrequency(half_life_days, **known), 3, True, "the same, recent purchases count more"),
         Candidate("item_neighbours", lambda seed: ItemNeighbours(**known), 4, True, "what goes with what it bought"),
         Candidate("factors", lambda seed: Factors(seed=seed, **known), 5, False, "users and items in one space"),
         Candidate("two_stage", lambda seed: TwoStage(seed=seed, **staged, **known), 6, True, "candidates, ranked by boosted trees"),
