@@ -101,7 +101,7 @@ def _execute(notebook: Path, folder: Path, parameters: dict, timeout: float, pro
         progress_bar={"desc": notebook.stem, "disable": None if progress else True},
     )  # fmt: skip
 
-# %% ../nbs/19_report.ipynb #1e95851e
+# %% ../nbs/19_report.ipynb #c1c4f3ec
 class RecordError(ValueError):
     "What a notebook recorded is not what a report needs."
 
@@ -122,7 +122,7 @@ def _reason(error: BaseException, timeout: float) -> str:
     if isinstance(error, CellTimeoutError):
         return f"still running when the time limit of {timeout:g} seconds was over; allow more time or ask for less"
     if isinstance(error, DeadKernelError):
-        return "the kernel died, perhaps for want of memory; its last words are in workspace/kernel.log"
+        return "the kernel died: out of memory, or ended from outside; its last words, if any, are in workspace/kernel.log"
     return "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
 
 # %% ../nbs/19_report.ipynb #8c7e3dc2

@@ -124,7 +124,8 @@ def test_the_page_shows_one_form_of_each_output_and_no_machinery(tmp_path):
         NB.new_markdown_cell("# The coin\n\n> A quote.\n\n**Chapter** 9, X · **Read** 5 min · **Previous** [a](a.ipynb)\n\nAfter."),
         NB.new_markdown_cell("## Toss\n\n```bash\n# a comment\n**Chapter** one\n```"),
         code("x", output(name="stderr", text="\x1b[31mUserWarning\x1b[0m: 50%|#"), output(name="stdout", text="\x1b[1mprinted\x1b[0m <b>")),
-        code("what_if()", output(name="stdout", text="What if: the coin were bent?\nand more"), figure("A bent coin")),
+        code("what_if()", output({"text/markdown": "Before the question."}),
+             output(name="stdout", text="What if: the coin were bent?\nand more"), figure("A bent coin")),
         code("widget", output({"application/vnd.jupyter.widget-view+json": {"model_id": "abc"}, "text/plain": "VBox(children=...)"})),
         code("record()", output({RECORD_TYPE: {"a": 1}, "text/plain": "recorded: a"})),
         code("frame", output({"text/html": "<table class='dataframe'><tr><td>cell</td></tr></table>", "text/plain": "text form"})),
@@ -140,7 +141,7 @@ def test_the_page_shows_one_form_of_each_output_and_no_machinery(tmp_path):
     assert shown.find(class_="noise").find_parent(class_="code") and "UserWarning" in shown.find(class_="noise").text
     asked = shown.find(class_="what-if")
     assert asked.find(class_="question").text == "What if: the coin were bent?" and "and more" in asked.text
-    assert asked.img["alt"] == "A bent coin"
+    assert asked.img["alt"] == "A bent coin" and "Before the question." in text and "Before the question." not in asked.text
     assert [image["alt"] for image in shown("img")] == ["A bent coin", "Figure without a description"]
 
 
