@@ -7,7 +7,8 @@ __all__ = ['purchases', 'sample_users', 'History', 'make_history', 'ranking_fold
            'ItemNeighbours', 'Factors', 'Facts', 'candidate_features', 'TwoStage', 'basket_lift', 'half_baskets',
            'recommendation_case']
 
-# %% ../nbs/30_recommend.ipynb #56759035
+# %% ../nbs/30_recommend.ipynb #21197a83
+import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,6 +17,7 @@ import pandas as pd
 import scipy.sparse as sp
 from implicit.als import AlternatingLeastSquares
 from implicit.nearest_neighbours import BM25Recommender
+from implicit.utils import ParameterWarning
 from sklearn.base import BaseEstimator
 from threadpoolctl import threadpool_limits
 from xgboost import XGBRanker
@@ -25,11 +27,11 @@ from .data import Case, Dataset, Fold, as_of
 from .evaluate import ranking_metrics
 from .experiment import Candidate
 
-# %% ../nbs/30_recommend.ipynb #7addb670
+# %% ../nbs/30_recommend.ipynb #436a5415
 def purchases(dataset: Dataset, rows: pd.DataFrame | None = None) -> pd.DataFrame:
     """The interactions `rows` (default: all) as user, item, time, value, in order of time.
 
-    The item is the role `item_group` where there is one; rows without it, or that `exclude_items` names, are dropped; value is 1 without the role.
+    The item is the role `item_group` where there is one; rows without it, or that `exclude_items` names, are dropped; value defaults to 1.
     """
     roles, rows = dataset.roles, dataset.table if rows is None else rows
     group, excluded = roles.get("item_group", roles["item"]), roles.get("exclude_items", {})
@@ -44,14 +46,14 @@ def purchases(dataset: Dataset, rows: pd.DataFrame | None = None) -> pd.DataFram
     frame = pd.DataFrame({"user": rows[roles["user"]].array, "item": about[group].array, "time": rows[roles["time"]].array, "value": value})
     return frame[keep].sort_values("time", kind="stable", ignore_index=True)
 
-
+# %% ../nbs/30_recommend.ipynb #0a8b0095
 def sample_users(frame: pd.DataFrame, number: int, seed: int) -> pd.DataFrame:
     "The rows of `number` users drawn at random; all rows if `number` is 0 or there are not more users."
     users = np.sort(frame["user"].unique())
     chosen = users if not 0 < number < len(users) else generator(seed, "users").choice(users, number, replace=False)
     return frame[frame["user"].isin(chosen)].reset_index(drop=True)
 
-# %% ../nbs/30_recommend.ipynb #07e5bb70
+# %% ../nbs/30_recommend.ipynb #88b2d607
 @dataclass(frozen=True)
 class History:
     "Who bought what on which day, before `day`: `events` has a row per user, item (positions in `users`, `items`), day, with the value."
@@ -90,9 +92,9 @@ class History:
         "What was known when `day` began."
         return replace(self, events=self.events[self.events["day"] < day], day=day)
 
-# %% ../nbs/30_recommend.ipynb #c71b037e
+# %% ../nbs/30_recommend.ipynb #80ed9713
 def make_history(interactions: pd.DataFrame, minimum_buyers: int = 5) -> History:
-    "The history that ends with the last day of `interactions` (user, item, time, value); raises `ValueError` if nothing may be recommended."
+    "The history that ends with the last day of `interactions` (user, item, time, value); `ValueError` if nothing may be recommended."
     missing = {"user", "item", "time", "value"} - set(interactions.columns)
     if missing or interactions.empty:
         raise ValueError(f"interactions have {len(interactions)} rows and lack {sorted(missing)}; pass the frame that purchases() returns")
@@ -106,7 +108,7 @@ def make_history(interactions: pd.DataFrame, minimum_buyers: int = 5) -> History
         raise ValueError(f"no item was bought by {minimum_buyers} users or more; give more rows or lower minimum_buyers")
     return history
 
-# %% ../nbs/30_recommend.ipynb #e190ecb4
+# %% ../nbs/30_recommend.ipynb #39e9b062
 def ranking_fold(frame: pd.DataFrame, cut, horizon_days: int = 14, minimum_buyers: int = 5) -> Fold:
     "Train on `frame` before `cut`; judge on the items (of those that may be recommended) that users buy in the `horizon_days` from it."
     past = as_of(frame, "time", cut)
@@ -120,7 +122,7 @@ def ranking_fold(frame: pd.DataFrame, cut, horizon_days: int = 14, minimum_buyer
     seen = pd.MultiIndex.from_frame(future).isin(pd.MultiIndex.from_frame(past[["user", "item"]].drop_duplicates()))
     return Fold(past, past["item"], future[["user"]].drop_duplicates(ignore_index=True), future.assign(seen=seen))
 
-# %% ../nbs/30_recommend.ipynb #4e1c2ce3
+# %% ../nbs/30_recommend.ipynb #5342b3c2
 class Popularity(BaseEstimator):
     "Items by how many users bought them in the last `days`."
 
@@ -135,7 +137,7 @@ class Popularity(BaseEstimator):
     def scores(self, codes):
         return np.tile(self.popularity_, (len(codes), 1))
 
-# %% ../nbs/30_recommend.ipynb #930a1935
+# %% ../nbs/30_recommend.ipynb #58b5c47d
 def _order(scores: np.ndarray, seen: np.ndarray, k: int, new_places: int):
     "Row and item numbers of each row's best `k`, of which at most `k - new_places` are seen; -inf never makes the list."
     order = np.argsort(-scores, axis=1, kind="stable")
@@ -144,12 +146,12 @@ def _order(scores: np.ndarray, seen: np.ndarray, k: int, new_places: int):
     rows, places = np.nonzero(allowed & (allowed.cumsum(axis=1) <= k))
     return rows, order[rows, places]
 
-
+# %% ../nbs/30_recommend.ipynb #b422ed82
 def recommend(model, users, k: int = 10, exclude_seen: bool = False, new_places: int = 0, basket: pd.DataFrame | None = None,
               basket_weight: float = 0.5) -> pd.DataFrame:
     """The best `k` items of a fitted `model` for each of `users`: user, rank (from 1), item, score, new (to the user).
 
-    A list is shorter where fewer than `k` items are left. With `basket` (user, item) its items are left out and what goes with them moves up.
+    A list is shorter where fewer than `k` items are left. With `basket` (user, item) its items are out and what goes with them moves up.
     """
     if k < 1 or not 0 <= new_places <= k:
         raise ValueError(f"k is {k} and new_places {new_places}: a list needs a place, and can reserve no more than all of them")
@@ -170,7 +172,7 @@ def recommend(model, users, k: int = 10, exclude_seen: bool = False, new_places:
     lists.insert(1, "rank", lists.groupby("user", sort=False).cumcount() + 1)
     return lists
 
-# %% ../nbs/30_recommend.ipynb #7e2e3bb4
+# %% ../nbs/30_recommend.ipynb #31c2ca16
 class PersonalFrequency(BaseEstimator):
     "Items by on how many days the user bought them, an event counting half after each `half_life_days`; ties by popularity."
 
@@ -185,7 +187,7 @@ class PersonalFrequency(BaseEstimator):
     def scores(self, codes):
         return self.weights_[codes].toarray() + 1e-6 * self.history_.popular / max(1, self.history_.popular.max())
 
-# %% ../nbs/30_recommend.ipynb #67675cfb
+# %% ../nbs/30_recommend.ipynb #fa39a67a
 class ItemNeighbours(BaseEstimator):
     "Items that go with what the user bought: BM25-weighted item-kNN of the library implicit."
 
@@ -195,14 +197,16 @@ class ItemNeighbours(BaseEstimator):
     def fit(self, X, y=None):
         self.history_ = make_history(X, self.minimum_buyers)
         model = BM25Recommender(K=self.neighbours, num_threads=1)
-        model.fit(self.history_.bought, show_progress=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ParameterWarning)  # it converts its own weights to the format it wants
+            model.fit(self.history_.bought, show_progress=False)
         self.similarity_ = model.similarity.tocsr()
         return self
 
     def scores(self, codes):
         return (self.history_.bought[codes] @ self.similarity_).toarray()
 
-
+# %% ../nbs/30_recommend.ipynb #853d1be4
 class Factors(BaseEstimator):
     "Weighted matrix factorisation by alternating least squares (implicit) of the logarithm of the counts."
 
@@ -222,7 +226,7 @@ class Factors(BaseEstimator):
     def scores(self, codes):
         return (self.user_factors_[codes] @ self.item_factors_.T).astype("float64")
 
-# %% ../nbs/30_recommend.ipynb #6e8fe69c
+# %% ../nbs/30_recommend.ipynb #af269553
 def _pair_facts(history: History) -> tuple[np.ndarray, pd.DataFrame]:
     "Sorted keys (user * items + item) and what is known of each pair of a user and an item that he bought."
     events, age = history.events, history.age
@@ -241,7 +245,7 @@ def _pair_facts(history: History) -> tuple[np.ndarray, pd.DataFrame]:
     facts |= {"due": last / np.maximum(gap, 1), "mean_value": total(events["value"]) / times}
     return keys, pd.DataFrame(facts | {f"recent_{days}": total(0.5 ** (age / days)) for days in (21, 60, 180)})
 
-# %% ../nbs/30_recommend.ipynb #22cda4df
+# %% ../nbs/30_recommend.ipynb #64285f44
 def _user_facts(history: History) -> pd.DataFrame:
     "By user: visits, also counted with a half-life of 60 days, days since the last, different items, items per visit."
     visits = history.events[["user", "day"]].drop_duplicates()
@@ -251,7 +255,7 @@ def _user_facts(history: History) -> pd.DataFrame:
     facts |= {"recent_visits": np.bincount(visits["user"], 0.5 ** (age / 60), users), "different_items": np.diff(history.bought.indptr)}
     return pd.DataFrame(facts).assign(items_per_visit=history.bought.sum(axis=1).A1 / np.maximum(facts["visits"], 1))
 
-
+# %% ../nbs/30_recommend.ipynb #1c504446
 def _item_facts(history: History, pairs: pd.DataFrame, items: np.ndarray) -> pd.DataFrame:
     "By item: buyers of late, trend, share of repeats, usual gap, households that took it up of late."
     fortnight, month, quarter, number = *(history.popularity(days) for days in (14, 28, 84)), len(history.items)
@@ -261,7 +265,7 @@ def _item_facts(history: History, pairs: pd.DataFrame, items: np.ndarray) -> pd.
     facts["item_gap"] = np.bincount(items, pairs["usual_gap"].fillna(0), number) / np.maximum(repeated, 1)
     return pd.DataFrame(facts | {"repeat_share": repeated / np.maximum(history.buyers, 1)})
 
-# %% ../nbs/30_recommend.ipynb #bc03affc
+# %% ../nbs/30_recommend.ipynb #5258c178
 def _profile_lifts(history: History, profiles: pd.DataFrame | None) -> dict:
     "By column of `profiles` (index: user): each user's level and, by level and item, the log of how much more its people buy it."
     lifts = {}
@@ -274,44 +278,39 @@ def _profile_lifts(history: History, profiles: pd.DataFrame | None) -> dict:
         lifts[name] = level, np.vstack([lift, np.full(len(history.items), np.nan)])
     return lifts
 
-# %% ../nbs/30_recommend.ipynb #a6de9032
+# %% ../nbs/30_recommend.ipynb #cbc62d74
 class Facts:
-    "All features as of `history.day`: `together`, `similar` (users by items) and `features` of pairs of a user and an item."
+    "What is known as of `history.day`: by pair, user and item, and how `similar` households buy."
 
     def __init__(self, history: History, profiles: pd.DataFrame | None = None):
         self.history, self.lifts = history, _profile_lifts(history, profiles)
         self.keys, self.pairs = _pair_facts(history)
         self.users, self.items = _user_facts(history), _item_facts(history, self.pairs, self.keys % len(history.items))
         bought, rarity = (history.bought > 0).astype("float64"), np.log(len(history.users) / np.maximum(history.buyers, 1))
-        scaled = bought @ sp.diags(1 / np.sqrt(np.maximum(history.buyers, 1)))
-        self.alike = sp.csr_matrix(scaled.T @ scaled)
-        self.alike.setdiag(0)
         self.recent = history.matrix(0.5 ** (history.age / 60))
         taste = history.matrix(0.5 ** (history.age / 180)).sqrt() @ sp.diags(rarity)
         self.taste = sp.csr_matrix(sp.diags(1 / np.maximum(np.sqrt(taste.multiply(taste).sum(axis=1).A1), 1e-9)) @ taste)
-        self.lately = (history.matrix(history.age <= 28) > 0).astype("float64")
-
-    def together(self, codes):
-        return (self.recent[codes] @ self.alike).toarray() / (1 + self.recent[codes].sum(axis=1).A1[:, None])
+        self.company = bought + (history.matrix(history.age <= 28) > 0)  # bought in the last 28 days counts twice
 
     def similar(self, codes, neighbours=100):
+        "By row of `codes` and item: how much the most similar households buy it, weighted by their likeness."
         likeness = (self.taste[codes] @ self.taste.T).toarray()
         likeness[np.arange(len(codes)), codes] = 0
         if neighbours < likeness.shape[1]:
             likeness[likeness < -np.partition(-likeness, neighbours, axis=1)[:, [neighbours]]] = 0
-        return (sp.csr_matrix(likeness) @ self.lately).toarray() / np.maximum(likeness.sum(axis=1, keepdims=True), 1e-9)
+        return (sp.csr_matrix(likeness) @ self.company).toarray() / np.maximum(likeness.sum(axis=1, keepdims=True), 1e-9)
 
-# %% ../nbs/30_recommend.ipynb #dc0340f4
+# %% ../nbs/30_recommend.ipynb #5ecac969
 def _best(scores: np.ndarray, number: int) -> np.ndarray:
     "Which cells are among the `number` highest of their row; cells of -inf never are."
     chosen = np.zeros(scores.shape, dtype=bool)
     np.put_along_axis(chosen, np.argsort(-scores, axis=1, kind="stable")[:, :number], True, axis=1)
     return chosen & np.isfinite(scores)
 
-
-def candidate_features(facts: Facts, codes: np.ndarray, own: int, popular: int, similar: int) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
-    "First stage: row of `codes`, item and features of each user's candidates: so many of his own, and of the popular and similar unseen."
-    history, together, alike = facts.history, facts.together(codes), facts.similar(codes)
+# %% ../nbs/30_recommend.ipynb #b2771230
+def candidate_features(facts: Facts, codes: np.ndarray, own: int, popular: int, similar: int) -> tuple:
+    "First stage: row of `codes`, item, features of each user's candidates: so many of his `own`, and of `popular` and `similar` unseen ones."
+    history, alike = facts.history, facts.similar(codes)
     seen, recent = history.bought[codes].toarray() > 0, facts.recent[codes].toarray()
     unseen = np.where(seen | ~history.eligible, -np.inf, 0.0)
     chosen = _best(np.where(seen & history.eligible, recent, -np.inf), own)
@@ -327,19 +326,28 @@ def candidate_features(facts: Facts, codes: np.ndarray, own: int, popular: int, 
     features = pd.concat(parts, axis=1)
     features["share_of_visits"] = features["times"] / features["visits"].clip(lower=1)
     features["recent_share"] = features["recent_60"] / features["recent_visits"].clip(lower=1e-9)
-    features["together"], features["similar_buy"] = together[rows, items], alike[rows, items]
+    features["similar_households"] = alike[rows, items]
     for name, (level, lift) in facts.lifts.items():
         features[f"lift_{name}"] = lift[level[users], items]
     return rows, items, features.astype("float32")
 
-# %% ../nbs/30_recommend.ipynb #edadb2d5
+# %% ../nbs/30_recommend.ipynb #ef5047b8
+def _new_by_company(rows: np.ndarray, scores: np.ndarray, features: pd.DataFrame) -> np.ndarray:
+    "`scores` where the items new to a row's user share out theirs among them in the order of `similar_households`."
+    new = np.flatnonzero(features["times"] == 0)
+    by_score = new[np.lexsort((-scores[new], rows[new]))]
+    by_company = new[np.lexsort((-features["similar_households"].to_numpy()[new], rows[new]))]
+    scores[by_company] = scores[by_score]
+    return scores
+
+# %% ../nbs/30_recommend.ipynb #4fd8c4d2
 class TwoStage(BaseEstimator):
     """Candidates from personal history, popularity and similar households, ranked by XGBoost's LambdaMART on their facts.
 
     It trains on the last `windows` windows of `horizon_days`, each seen from its beginning. `profiles` (index: user) may hold categories.
     """
 
-    def __init__(self, profiles=None, horizon_days=14, windows=3, own=50, popular=30, similar=40, rounds=80, depth=5, rate=0.1,
+    def __init__(self, profiles=None, horizon_days=14, windows=2, own=40, popular=20, similar=30, rounds=60, depth=5, rate=0.1,
                  minimum_buyers=5, threads=1, seed=0):  # fmt: skip
         self.profiles, self.horizon_days, self.windows = profiles, horizon_days, windows
         self.own, self.popular, self.similar = own, popular, similar
@@ -382,17 +390,17 @@ class TwoStage(BaseEstimator):
     def scores(self, codes):
         rows, items, features = self.features(codes)
         scores = np.tile(self.history_.popular / max(1, self.history_.popular.max()) - 100, (len(codes), 1))  # the rest, far below
-        scores[rows, items] = self.ranker_.predict(features)
+        scores[rows, items] = _new_by_company(rows, self.ranker_.predict(features), features)
         return scores
 
-# %% ../nbs/30_recommend.ipynb #e7c4c12c
+# %% ../nbs/30_recommend.ipynb #0bebefaf
 def basket_lift(history: History, items: np.ndarray) -> np.ndarray:
     "For each item the mean, over basket `items`, of the log of how much more often both are bought in one visit than by chance."
     together, visits = history.same_visit[items].toarray(), history.visits
     expected = np.outer(visits[items], visits) / max(1, history._by_visit.shape[0])
     return np.log((together + 1) / (expected + 1)).mean(axis=0)
 
-
+# %% ../nbs/30_recommend.ipynb #12ba9d2e
 def _with_basket(history: History, scores: np.ndarray, users: pd.Index, basket: pd.DataFrame, weight: float) -> np.ndarray:
     "-log(rank) of `scores` plus `weight` times the lift of each user's basket; what is in it is out."
     rank = np.empty(scores.shape)
@@ -405,7 +413,7 @@ def _with_basket(history: History, scores: np.ndarray, users: pd.Index, basket: 
         scores[position[user], codes] = -np.inf
     return scores
 
-# %% ../nbs/30_recommend.ipynb #53742961
+# %% ../nbs/30_recommend.ipynb #1caf04fe
 def half_baskets(frame: pd.DataFrame, items, seed: int, smallest: int = 4) -> tuple[pd.DataFrame, pd.DataFrame]:
     "The first visit of each user with `smallest` of `items` or more, cut at random into the half that is in the basket and the rest."
     visits = frame[frame["item"].isin(items)].assign(day=lambda rows: rows["time"].dt.normalize())
@@ -416,7 +424,7 @@ def half_baskets(frame: pd.DataFrame, items, seed: int, smallest: int = 4) -> tu
     shown = draw <= first.groupby("user")["item"].transform("size") // 2
     return first.loc[shown, ["user", "item"]], first.loc[~shown, ["user", "item"]]
 
-# %% ../nbs/30_recommend.ipynb #c8b61807
+# %% ../nbs/30_recommend.ipynb #bba82b58
 def recommendation_case(k: int = 10, half_life_days: float = 60, horizon_days: int = 14, minimum_buyers: int = 5,
                         profiles: pd.DataFrame | None = None) -> Case:
     "Six candidates that answer a frame with column user with the best `k` items each: user, rank, item, score, new."
@@ -424,10 +432,10 @@ def recommendation_case(k: int = 10, half_life_days: float = 60, horizon_days: i
     candidates = (
         Candidate("popularity", lambda seed: Popularity(**known), 1, True, "what most households bought in the last 28 days"),
         Candidate("frequency", lambda seed: PersonalFrequency(**known), 2, True, "what this household bought most often"),
-        Candidate("frequency_decayed", lambda seed: PersonalFrequency(half_life_days, **known), 3, True, "the same, recent purchases count more"),
+        Candidate("frequency_decayed", lambda seed: PersonalFrequency(half_life_days, **known), 3, True, "the same, of late counting more"),
         Candidate("item_neighbours", lambda seed: ItemNeighbours(**known), 4, True, "what goes with what it bought"),
         Candidate("factors", lambda seed: Factors(seed=seed, **known), 5, False, "users and items in one space"),
-        Candidate("two_stage", lambda seed: TwoStage(seed=seed, **staged, **known), 6, True, "candidates, ranked by boosted trees"),
+        Candidate("two_stage", lambda seed: TwoStage(seed=seed, **staged, **known), 6, False, "candidates, ranked by boosted trees"),
     )  # fmt: skip
 
     def answer(model, requests):
