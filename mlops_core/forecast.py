@@ -7,7 +7,7 @@ __all__ = ['MINIMUM_ORIGINS', 'KNOWN', 'BOOSTING', 'Naive', 'training_requests',
            'ArimaErrors', 'Network', 'Lstm', 'MeanForecast', 'intervals', 'WithIntervals', 'answer', 'score',
            'forecast_candidates', 'forecast_case']
 
-# %% ../nbs/40_forecast.ipynb #a8d10557
+# %% ../nbs/40_forecast.ipynb #ed78a34f
 from dataclasses import replace
 from functools import partial, reduce
 from operator import add
@@ -19,7 +19,8 @@ import xgboost
 from pygam import LinearGAM, f, l, s, te
 from scipy.signal import lfilter
 from sklearn.base import BaseEstimator, clone
-from statsmodels.tsa.arima.model import ARIMA
+from statsmodels.tsa.arima.estimators.innovations import innovations_mle
+from threadpoolctl import threadpool_limits
 
 from .core import generator
 from .data import Case
@@ -63,7 +64,7 @@ def training_requests(X: pd.DataFrame, y, task: Task, seed: int = 0, rows: int =
     target = series["value"].loc[request.loc[ahead_rows(request, task), "time"]].to_numpy()
     return request, np.log(target) if task.log else target
 
-# %% ../nbs/40_forecast.ipynb #46b45a21
+# %% ../nbs/40_forecast.ipynb #d5ad0355
 class FeatureForecaster(BaseEstimator):
     "Any `regressor` on the columns of `features`; it predicts the change against the newest known day."
 
@@ -80,7 +81,7 @@ class FeatureForecaster(BaseEstimator):
         table = features(request, self.task)
         return _answers(request, self.task, table["last_day"] + self.regressor_.predict(table))
 
-# %% ../nbs/40_forecast.ipynb #2bc566de
+# %% ../nbs/40_forecast.ipynb #46367ef2
 KNOWN = ("last_day", "day_before", "last_week", "same_type", "same_type_mean", "mean_week", "level_hours", "level_day", "level_week")
 
 
@@ -107,13 +108,14 @@ class Additive(BaseEstimator):
         varying = X.loc[:, X.nunique() > 1]
         self.low_, self.high_ = varying.min(), varying.max()
         at = {name: place for place, name in enumerate(varying)}
-        self.gam_ = LinearGAM(reduce(add, _terms(at, self.smooth, self.flags))).fit(varying.to_numpy(), np.asarray(y))
+        with threadpool_limits(1):  # a second thread makes it many times slower where cores are busy
+            self.gam_ = LinearGAM(reduce(add, _terms(at, self.smooth, self.flags))).fit(varying.to_numpy(), np.asarray(y))
         return self
 
     def predict(self, X):
         return self.gam_.predict(X[self.low_.index].clip(self.low_, self.high_, axis=1).to_numpy())
 
-# %% ../nbs/40_forecast.ipynb #4ead529e
+# %% ../nbs/40_forecast.ipynb #8d44b4cd
 BOOSTING = {"n_estimators": 400, "max_depth": 6, "learning_rate": 0.04, "subsample": 0.7, "colsample_bytree": 0.5, "min_child_weight": 5}
 
 
@@ -137,7 +139,7 @@ class BoostedTrees(BaseEstimator):
         table = pd.DataFrame(np.mean(shares, axis=0, dtype=float), index=X.index, columns=[*X.columns, "base"])
         return table.assign(last_day=table["last_day"] - X["last_day"] / 2)[["base", *X.columns]]
 
-# %% ../nbs/40_forecast.ipynb #3fcd8249
+# %% ../nbs/40_forecast.ipynb #6ddab629
 def _fourier(steps: np.ndarray, period: int, pairs: int) -> list[np.ndarray]:
     return [wave(2 * np.pi * k * steps / period) for k in range(1, pairs + 1) for wave in (np.sin, np.cos)]
 
@@ -154,7 +156,7 @@ def _regressors(grid: dict, task: Task, knots: dict) -> np.ndarray:
         columns += sum(bent, []) + [line * wave for line in bent[0] for wave in daily[:4]]
     return np.stack(columns, axis=-1)
 
-# %% ../nbs/40_forecast.ipynb #bcf04856
+# %% ../nbs/40_forecast.ipynb #6b1ab13d
 def _carry_on(errors: np.ndarray, ar: np.ndarray, ma: np.ndarray, horizon: int) -> np.ndarray:
     "What an ARMA process with polynomials `ar` and `ma` is expected to do next, given its past `errors` (a row per request)."
     shocks = np.pad(lfilter(ar, ma, errors), ((0, 0), (0, horizon)))  # ar * error = ma * shock, and no shock is expected
@@ -176,19 +178,21 @@ class ArimaErrors(BaseEstimator):
         grid = grids(series, replace(self.task, window=len(series) - self.task.horizon))
         self.knots_ = {name: np.quantile(X[name], [0.2, 0.5, 0.8, 0.95]) for name in self.task.smooth}
         regressors = _regressors(grid, self.task, self.knots_)[0]
-        self.weights_ = np.linalg.lstsq(regressors, grid["value"][0])[0]
-        errors = (grid["value"][0] - regressors @ self.weights_)[-max(150_000 // season, 20 * season) :]  # enough for four numbers
-        fitted = ARIMA(errors, order=self.order, seasonal_order=(1, 0, 0, season), trend="n").fit(method="innovations_mle")
-        self.ar_, self.ma_ = fitted.polynomial_reduced_ar, fitted.polynomial_reduced_ma
+        with threadpool_limits(1):
+            self.weights_ = np.linalg.lstsq(regressors, grid["value"][0])[0]
+            errors = (grid["value"][0] - regressors @ self.weights_)[-max(150_000 // season, 20 * season) :]  # enough for four numbers
+            fitted, _ = innovations_mle(errors, order=self.order, seasonal_order=(1, 0, 0, season), demean=False)
+        self.ar_, self.ma_ = fitted.reduced_ar_poly.coef, fitted.reduced_ma_poly.coef
         return self
 
     def predict(self, request):
         grid, window = grids(request, self.task), self.task.window
-        mean = _regressors(grid, self.task, self.knots_) @ self.weights_
+        each = ({name: values[[row]] for name, values in grid.items()} for row in range(len(grid["value"])))  # one by one, to save memory
+        mean = np.concatenate([_regressors(one, self.task, self.knots_) @ self.weights_ for one in each])
         errors = (grid["value"] - mean)[:, :window]
         return _answers(request, self.task, mean[:, window:] + _carry_on(errors, self.ar_, self.ma_, self.task.horizon))
 
-# %% ../nbs/40_forecast.ipynb #44549352
+# %% ../nbs/40_forecast.ipynb #154d4f29
 class Network(torch.nn.Module):
     "Two LSTMs: one reads the past, hands its state to the other, which reads what is known of the steps ahead."
 
@@ -207,7 +211,7 @@ class Network(torch.nn.Module):
 def _standardised(values: np.ndarray, scale: tuple) -> torch.Tensor:
     return torch.tensor(((values - scale[0]) / scale[1]).clip(-4, 4), dtype=torch.float32)
 
-# %% ../nbs/40_forecast.ipynb #3374c25d
+# %% ../nbs/40_forecast.ipynb #17db7048
 def _train(network: Network, past, ahead, target, epochs: int, learning_rate: float) -> Network:
     "Fit by the mean absolute error in batches of 32 requests; the learning rate rises and falls once (Smith, 2018)."
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-4)
@@ -221,11 +225,11 @@ def _train(network: Network, past, ahead, target, epochs: int, learning_rate: fl
             schedule.step()
     return network
 
-# %% ../nbs/40_forecast.ipynb #153244f4
+# %% ../nbs/40_forecast.ipynb #fb7b06fe
 class Lstm(BaseEstimator):
     "Mean of `members` sequence-to-sequence LSTMs; `epochs` shrink for many or long requests, so that a fit takes about as long."
 
-    def __init__(self, task, seed=0, epochs=40, members=3, units=64, learning_rate=0.005):
+    def __init__(self, task, seed=0, epochs=25, members=3, units=32, learning_rate=0.005):
         self.task, self.seed, self.epochs, self.members, self.units, self.learning_rate = task, seed, epochs, members, units, learning_rate
 
     def _inputs(self, request):
@@ -240,7 +244,7 @@ class Lstm(BaseEstimator):
         data = [*self._inputs(request), target.reshape(-1, self.task.horizon)]
         self.scales_ = [(values.mean(axis=(0, 1)), values.std(axis=(0, 1)) + 1e-3) for values in data]
         steps = len(request) // (self.task.window + self.task.horizon) * (data[0].shape[1] + self.task.horizon)
-        epochs = int(np.clip(self.epochs * 25_000 // steps, 1, self.epochs))
+        epochs = int(np.clip(self.epochs * 30_000 // steps, 1, self.epochs))
         data = [_standardised(values, scale) for values, scale in zip(data, self.scales_, strict=True)]
         torch.set_num_threads(1)
         self.networks_ = []
@@ -258,7 +262,7 @@ class Lstm(BaseEstimator):
             found = np.mean([network(*data).double().numpy() for network in self.networks_], axis=0)
         return _answers(request, self.task, found * self.scales_[2][1] + self.scales_[2][0])
 
-# %% ../nbs/40_forecast.ipynb #b8b139a5
+# %% ../nbs/40_forecast.ipynb #dd71ecb6
 class MeanForecast(BaseEstimator):
     "The mean of several `forecasters`."
 
@@ -273,7 +277,7 @@ class MeanForecast(BaseEstimator):
         answers = [forecaster.predict(request) for forecaster in self.fitted_]
         return answers[0].assign(forecast=np.mean([answer["forecast"] for answer in answers], axis=0))
 
-# %% ../nbs/40_forecast.ipynb #68c147dc
+# %% ../nbs/40_forecast.ipynb #8a84077b
 def _error_quantiles(errors: np.ndarray, ends: np.ndarray) -> np.ndarray:
     "Quantiles `ends` per step ahead, over the errors (a row per forecast, NaN where not yet known) of that step and its two neighbours."
     padded = np.pad(errors, ((0, 0), (1, 1)), mode="edge")
@@ -292,18 +296,18 @@ def _adaptive_ends(time: np.ndarray, errors: np.ndarray, miss: float, days: int,
             if np.isfinite(errors[settled] + low[settled]).all():
                 share = float(np.clip(share + rate * (miss - outside.mean()), 0.01, 0.9))
             settled += 1
-        recent = slice(max(place - days, 0), place)
-        known = np.where(time[recent] < origin, errors[recent], np.nan)
+        known = np.where(time[:place] < origin, errors[:place], np.nan)
+        known = known[np.isfinite(known).any(axis=1)][-days:]
         if np.isfinite(known).all(axis=1).sum() >= 5:
             low[place], high[place] = _error_quantiles(known, np.array([share / 2, 1 - share / 2]))
     return low, high
 
-# %% ../nbs/40_forecast.ipynb #9d7d96f9
+# %% ../nbs/40_forecast.ipynb #78440685
 def intervals(answers: pd.DataFrame, past: pd.DataFrame, level: float = 0.8, days: int = 60, rate: float = 0.05) -> pd.DataFrame:
     """`answers` (origin, time, forecast) with low and high, from the errors of `past` (origin, time, forecast, actual).
 
-    An origin uses the newest `days` forecasts before it, as far as their outcome was known by then; where `answers` have a column actual,
-    they count in the same way for later origins (a backtest). `rate` steers the share of misses after each forecast; 0 leaves it. No
+    An origin uses the newest `days` forecasts of which an outcome was known by then; where `answers` have a column actual, they count in
+    the same way for later origins (a backtest). `rate` steers the share of misses after each forecast; 0 leaves it. No
     interval while fewer than 5 forecasts are known. Adaptive conformal inference (Gibbs and Candès, 2021).
     """
     past = past[~past["origin"].isin(answers["origin"])]
@@ -316,7 +320,7 @@ def intervals(answers: pd.DataFrame, past: pd.DataFrame, level: float = 0.8, day
     kept = answers.columns.drop(["low", "high"], errors="ignore")
     return rows.assign(low=low, high=high).loc[rows["new"], [*kept, "low", "high"]].reset_index(drop=True)
 
-# %% ../nbs/40_forecast.ipynb #84a945ce
+# %% ../nbs/40_forecast.ipynb #486586c0
 class WithIntervals(BaseEstimator):
     "A `forecaster` whose answers have low and high from the errors of its `past` (origin, time, forecast, actual); see `intervals`."
 
@@ -330,7 +334,7 @@ class WithIntervals(BaseEstimator):
     def predict(self, request):
         return intervals(self.forecaster_.predict(request), self.past, self.level)
 
-# %% ../nbs/40_forecast.ipynb #4fda85b9
+# %% ../nbs/40_forecast.ipynb #32fb145b
 def answer(model, request: pd.DataFrame) -> pd.DataFrame:
     "What is served: origin, time, forecast, low and high for each step ahead."
     return model.predict(request)
@@ -345,8 +349,8 @@ def score(truth: pd.DataFrame, answers: pd.DataFrame, scale: float | None = None
     ends = {end: both[end] for end in ("low", "high")} if both[["low", "high"]].notna().all(axis=None) else {}
     return forecast_metrics(both["actual"], both["forecast"], scale, **ends)
 
-# %% ../nbs/40_forecast.ipynb #9971629d
-def forecast_candidates(task: Task, epochs: int = 40) -> tuple[Candidate, ...]:
+# %% ../nbs/40_forecast.ipynb #4641f403
+def forecast_candidates(task: Task, epochs: int = 25) -> tuple[Candidate, ...]:
     "From last week's value to a neural network; a known value or a sum of effects that can be drawn explains itself."
     def gam(seed):
         return FeatureForecaster(task, Additive(task.smooth, task.flags), seed)
@@ -364,8 +368,8 @@ def forecast_candidates(task: Task, epochs: int = 40) -> tuple[Candidate, ...]:
         Candidate("lstm", lambda seed: Lstm(task, seed, epochs), 7, False, "mean of three neural networks"),
     )
 
-# %% ../nbs/40_forecast.ipynb #82b510c4
-def forecast_case(series: pd.DataFrame, task: Task, start, title: str = "", epochs: int = 40) -> Case:
+# %% ../nbs/40_forecast.ipynb #0c74b4fb
+def forecast_case(series: pd.DataFrame, task: Task, start, title: str = "", epochs: int = 25) -> Case:
     "The `Case` of forecasting `series`: compared by MAPE, or MASE where values come near zero; its scale is from before `start`."
     scale = mase_scale(series.loc[series.index < start, "value"], 7 * task.day)
     return Case(

@@ -64,7 +64,7 @@ class Task:
         "Drivers of few values, other than the day type."
         return tuple(name for name in self.drivers if name not in (*self.smooth, self.day_type))
 
-# %% ../nbs/39_series.ipynb #1f5dcfb5
+# %% ../nbs/39_series.ipynb #17f84967
 @lru_cache
 def public_holidays(country: str, subdivision: str = "") -> dict:
     "Names of public holidays by date; raises `SeriesError` for a place that the package `holidays` does not know."
@@ -75,8 +75,11 @@ def public_holidays(country: str, subdivision: str = "") -> dict:
 
 
 def _marks_days(flag: pd.Series) -> bool:
-    "Whether `flag` is 0 or 1 all day long."
-    return set(flag) == {0, 1} and bool(flag.groupby(flag.index.normalize()).nunique().eq(1).all())
+    "Whether `flag` is 0 or 1 all day long and mostly tells Monday to Friday from the weekend (a promotion does not)."
+    days = flag.groupby(flag.index.normalize())
+    if set(flag) != {0, 1} or days.nunique().gt(1).any():
+        return False
+    return abs(((days.first() == 1) == (days.first().index.day_of_week < 5)).mean() - 0.5) > 0.3
 
 # %% ../nbs/39_series.ipynb #59947964
 def _numbers(table: pd.DataFrame, roles: dict) -> pd.DataFrame:
