@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['credit_features', 'credit_outcome', 'LinearModel', 'Scorecard', 'AdditiveModel', 'BoostedTrees', 'contract_signs',
-           'credit_candidates', 'probabilities', 'credit_case', 'require_both_outcomes', 'credit_folds']
+           'credit_candidates', 'credit_case', 'require_both_outcomes', 'credit_folds']
 
 # %% ../nbs/20_credit.ipynb #1e2ab12b
 from functools import partial, reduce
@@ -27,7 +27,7 @@ from sklearn.preprocessing import OneHotEncoder, QuantileTransformer, StandardSc
 
 from .data import Case, Dataset, Fold, feature_columns, require_available
 from .evaluate import Costs, classification_metrics
-from .experiment import Candidate
+from .experiment import Candidate, probabilities
 
 # %% ../nbs/20_credit.ipynb #ea36e3f0
 def credit_features(dataset: Dataset, protected: bool = False) -> list[str]:
@@ -189,11 +189,6 @@ def credit_candidates(signs: dict[str, int]) -> tuple[Candidate, ...]:
         Candidate("xgboost_monotone", lambda seed: BoostedTrees(signs, seed=seed), 5, True, "trees that keep the contract's directions"),
         Candidate("xgboost", lambda seed: BoostedTrees(seed=seed), 6, False, "trees, unconstrained"),
     )  # fmt: skip
-
-
-def probabilities(model, applicants: pd.DataFrame) -> pd.DataFrame:
-    "What is served: the probability of the bad outcome for each of `applicants`."
-    return pd.DataFrame({"probability": model.predict_proba(applicants)[:, 1]}, index=applicants.index)
 
 
 def _score(costs: Costs, outcome: pd.Series, answers: pd.DataFrame) -> dict[str, float]:

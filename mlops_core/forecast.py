@@ -198,9 +198,20 @@ class Network(torch.nn.Module):
 
     def __init__(self, past_columns: int, ahead_columns: int, units: int):
         super().__init__()
+        self.arguments = {"past_columns": past_columns, "ahead_columns": ahead_columns, "units": units}  # to be built again
         self.past = torch.nn.LSTM(past_columns, units, batch_first=True)
         self.ahead = torch.nn.LSTM(ahead_columns, units, batch_first=True)
         self.out = torch.nn.Linear(units + ahead_columns, 1)
+
+    def __reduce__(self):  # torch writes addresses into a pickle, and its size would differ from run to run
+        return type(self).made, (self.arguments, {name: weights.numpy() for name, weights in self.state_dict().items()})
+
+    @classmethod
+    def made(cls, arguments: dict, weights: dict) -> "Network":
+        "The network of these `arguments` and `weights`."
+        network = cls(**arguments)
+        network.load_state_dict({name: torch.as_tensor(values) for name, values in weights.items()})
+        return network
 
     def forward(self, past, ahead):
         _, state = self.past(past)

@@ -1,6 +1,7 @@
 """The command line: text becomes parameters, and the exit code says how it went."""
 
 import importlib.metadata
+import functools
 import json
 import os
 import shlex
@@ -215,7 +216,9 @@ def test_ctrl_c_ends_the_run_and_says_so(tmp_path):
     sign, reports = tmp_path / "running", tmp_path / "out"
     case = write_case(tmp_path / "long.ipynb", f"import time\nopen({str(sign)!r}, 'w').write('x')\ntime.sleep(600)")
     words = [sys.executable, "-m", "mlops_core.cli", "report", str(case), "--reports", str(reports)]
-    running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a shell that runs us in the background has told its children to ignore Ctrl-C
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
     try:
         end = time.monotonic() + 60
         while not sign.exists():
