@@ -1,7 +1,7 @@
 """The command line: text becomes parameters, and the exit code says how it went."""
 
-import importlib.metadata
 import functools
+import importlib.metadata
 import json
 import os
 import shlex
