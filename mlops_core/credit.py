@@ -26,8 +26,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, QuantileTransformer, StandardScaler
 
 from .data import Case, Dataset, Fold, feature_columns, require_available
-from .evaluate import Costs, classification_metrics
-from .experiment import Candidate, probabilities
+from .evaluate import Costs
+from .experiment import Candidate, probabilities, probability_score
 
 # %% ../nbs/20_credit.ipynb #ea36e3f0
 def credit_features(dataset: Dataset, protected: bool = False) -> list[str]:
@@ -191,15 +191,11 @@ def credit_candidates(signs: dict[str, int]) -> tuple[Candidate, ...]:
     )  # fmt: skip
 
 
-def _score(costs: Costs, outcome: pd.Series, answers: pd.DataFrame) -> dict[str, float]:
-    return classification_metrics(outcome, answers["probability"], costs.cut_off, costs)
-
-
 def credit_case(dataset: Dataset, features: list[str], costs: Costs = Costs()) -> Case:  # noqa: B008 (frozen)
     "The `Case` of consumer credit on `dataset`: compared by ROC AUC, costs at the cut-off that `costs` imply."
     return Case(
         "credit_risk", dataset.title, metric="roc_auc", greater_is_better=True,
-        candidates=credit_candidates(contract_signs(dataset, features)), answer=probabilities, score=partial(_score, costs),
+        candidates=credit_candidates(contract_signs(dataset, features)), answer=probabilities, score=partial(probability_score, costs=costs),
     )  # fmt: skip
 
 # %% ../nbs/20_credit.ipynb #e141f66f
