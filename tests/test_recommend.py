@@ -157,6 +157,16 @@ def test_lists_do_not_see_the_future_and_repeat_themselves(bought, make):
     assert first.groupby("user")["rank"].max().le(10).all() and not first.duplicated(["user", "item"]).any()
 
 
+def test_the_seed_alone_decides_the_ranker(bought):
+    ranker = next(c for c in recommend.recommendation_case().candidates if c.name == "two_stage")
+    users = np.sort(bought["user"].unique())[:60]
+    found = [ranker.build(seed).set_params(rounds=10).fit(bought) for seed in (7, 7, 8)]
+    first, again, other = (recommend.recommend(model, users) for model in found)
+    pd.testing.assert_frame_equal(first, again)
+    assert not np.allclose(first["score"], other["score"]), "another seed draws other rows and columns"
+    assert [model.ranker_.get_params()["random_state"] for model in found] == [7, 7, 8]
+
+
 def test_a_basket_leaves_the_list_and_unknown_households_get_the_popular(bought):
     fold = recommend.ranking_fold(bought, CUT)
     model = recommend.PersonalFrequency(60).fit(fold.X_train)
