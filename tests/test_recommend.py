@@ -138,6 +138,13 @@ def test_sample_takes_whole_households(everything, bought):
     assert recommend.sample_users(bought, 0, 0).equals(bought) and recommend.sample_users(bought, 999, 0).equals(bought)
 
 
+@pytest.mark.parametrize("number", [1, 5, 29])
+def test_a_sample_that_is_too_small_is_refused_by_its_name(bought, number):
+    with pytest.raises(ValueError, match=f"parameter sample: {number} users are too few.*at least 30, or 0 for all"):
+        recommend.sample_users(bought, number, 0)
+    assert recommend.sample_users(bought, 30, 0)["user"].nunique() == 30
+
+
 def models():
     return [recommend.Popularity(), recommend.PersonalFrequency(60), recommend.ItemNeighbours(), recommend.Factors(), recommend.TwoStage(rounds=10)]
 
