@@ -10,7 +10,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from mlops_core.core import RECORD_TYPE
-from mlops_core.page import PAGE_BYTES, build_index, card, in_words, inert, page_cells, render
+from mlops_core.page import PAGE_BYTES, aligned, build_index, card, in_words, inert, page_cells, render
 
 NB = nbformat.v4
 EVIL = '<script>alert(1)</script><img src=x onerror=alert(1)>"}</style>'
@@ -78,6 +78,21 @@ def test_a_value_is_not_rounded_onto_its_limit():
 
 
 HALF = {"value": 0.5, "low": 0.4, "high": 0.6}
+
+
+def test_a_label_is_what_people_read():
+    assert card({"name": "ndcg_at_10", "label": "NDCG@10", "value": 0.4})["name"] == "NDCG@10" and card({"name": "x", "value": 1})["name"] == "x"
+
+
+def test_numbers_in_tables_stand_in_line():
+    head = "<tr><th></th><th>model</th><th>error</th><th>n</th></tr>"
+    rows = [("gam", "−0.5 %", "1,000"), ("a" * 50, "too few", ""), ("lstm", "1e-05", "7")]
+    body = "".join("<tr><th>row</th>" + "".join(f'<td class="data">{cell}</td>' for cell in row) + "</tr>" for row in rows)
+    table = BeautifulSoup(aligned(f"<table>{head}{body}</table>"), "html.parser")
+    assert [cell.get_text() for cell in table("th", class_="number")] == ["error", "n"]
+    assert len(table("td", class_="number")) == 6 and [cell.get_text() for cell in table("td", class_="words")] == ["a" * 50]
+    assert len(table("td", class_="data")) == 9, "classes that were there stay"
+    assert aligned("<p>no table</p><table></table>") == "<p>no table</p><table></table>"
 
 
 @pytest.mark.parametrize("before,after,words,direction", [

@@ -138,6 +138,13 @@ def test_sample_takes_whole_households(everything, bought):
     assert recommend.sample_users(bought, 0, 0).equals(bought) and recommend.sample_users(bought, 999, 0).equals(bought)
 
 
+@pytest.mark.parametrize("number", [1, 5, 29])
+def test_a_sample_that_is_too_small_is_refused_by_its_name(bought, number):
+    with pytest.raises(ValueError, match=f"parameter sample: {number} users are too few.*at least 30, or 0 for all"):
+        recommend.sample_users(bought, number, 0)
+    assert recommend.sample_users(bought, 30, 0)["user"].nunique() == 30
+
+
 def models():
     return [recommend.Popularity(), recommend.PersonalFrequency(60), recommend.ItemNeighbours(), recommend.Factors(), recommend.TwoStage(rounds=10)]
 
@@ -155,6 +162,16 @@ def test_lists_do_not_see_the_future_and_repeat_themselves(bought, make):
     pd.testing.assert_frame_equal(first, lists(bought))
     pd.testing.assert_frame_equal(first, lists(shuffled))
     assert first.groupby("user")["rank"].max().le(10).all() and not first.duplicated(["user", "item"]).any()
+
+
+def test_the_seed_alone_decides_the_ranker(bought):
+    ranker = next(c for c in recommend.recommendation_case().candidates if c.name == "two_stage")
+    users = np.sort(bought["user"].unique())[:60]
+    found = [ranker.build(seed).set_params(rounds=10).fit(bought) for seed in (7, 7, 8)]
+    first, again, other = (recommend.recommend(model, users) for model in found)
+    pd.testing.assert_frame_equal(first, again)
+    assert not np.allclose(first["score"], other["score"]), "another seed draws other rows and columns"
+    assert [model.ranker_.get_params()["random_state"] for model in found] == [7, 7, 8]
 
 
 def test_a_basket_leaves_the_list_and_unknown_households_get_the_popular(bought):
