@@ -22,7 +22,7 @@ from .core import home
 # %% ../nbs/19_archive.ipynb #2f4f0be0
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 
-
+# %% ../nbs/19_archive.ipynb #36dfbc8a
 def write_whole(path: Path, text: str) -> None:
     "Write all or nothing: a reader sees the old file or the new one, never a part."
     draft = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
@@ -42,7 +42,7 @@ def _results(folder: Path) -> dict:
         return {"status": "unreadable"}
     return found if isinstance(found, dict) and found.get("status") in ("running", "succeeded", "failed") else {"status": "unreadable"}
 
-
+# %% ../nbs/19_archive.ipynb #c548d1fd
 def read_run(folder: Path) -> dict:
     "What the run in `folder` says of itself, with its folder, `status` and a clean `headline`; never fails."
     run = _results(folder)
@@ -51,7 +51,7 @@ def read_run(folder: Path) -> dict:
     status = "unfinished" if run["status"] == "running" else run["status"]
     return {**run, "run_id": folder.name, "case": folder.parent.name, "folder": folder, "status": status, "headline": headline}
 
-
+# %% ../nbs/19_archive.ipynb #834672e6
 def list_runs(reports: Path | None = None) -> list[dict]:
     "All runs in the folder `reports` (default: the project's), newest first, the broken ones too."
     folders = [path for path in Path(reports or home() / "reports").glob("*/*/") if RUN_ID.fullmatch(path.name)]
@@ -61,14 +61,14 @@ def list_runs(reports: Path | None = None) -> list[dict]:
 class UnknownName(LookupError):
     "A case or run that there is not, or that cannot be meant; the message says what there is."
 
-
+# %% ../nbs/19_archive.ipynb #7ae555b6
 def unknown(kind: str, name: str, known: list[str]) -> UnknownName:
     "The error for a `name` that is not among the `known` ones, with the nearest of them."
     near = get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
     return UnknownName(f"no {kind} {name!r}; {hint}there are: {', '.join(known) or 'none'}")
 
-
+# %% ../nbs/19_archive.ipynb #9b7c1b30
 def _named(name: str, runs: list[dict]) -> list[dict]:
     done = [run for run in runs if run["status"] == "succeeded"]
     same = [run for run in done if run["case"] == done[0]["case"]]
@@ -99,7 +99,7 @@ def is_number(value) -> bool:
     "Whether `value` is a number to calculate with; True and False are not."
     return isinstance(value, int | float) and not isinstance(value, bool)
 
-
+# %% ../nbs/19_archive.ipynb #55b894ba
 def judge(before: dict, after: dict) -> tuple[float | None, str, str]:
     "Change from one headline item to the next; same, within noise, beyond noise or moved (no interval); better, worse or ''."
     if not is_number(before.get("value")) or not is_number(after.get("value")):
@@ -127,7 +127,7 @@ def _leaves(value, name: str = "") -> dict[str, object]:
         return {name: value}
     return {leaf: found for key, item in items for leaf, found in _leaves(item, f"{name}.{key}" if name else str(key)).items()}
 
-
+# %% ../nbs/19_archive.ipynb #47d07a8e
 def differences(before: dict, after: dict) -> pd.DataFrame:
     "What else differs between two runs: kind (data, parameters, code, environment), name, before, after; empty if nothing."
     def facts(run):
@@ -150,7 +150,7 @@ def _items(run: dict) -> dict[str, dict]:
         items |= {} if name.endswith("_se") else {name: {"value": value, **noise}}
     return items | {item["name"]: item for item in run["headline"]}
 
-
+# %% ../nbs/19_archive.ipynb #355d7013
 def compare_runs(run_a: str | Path, run_b: str | Path, reports: Path | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The numbers of two runs of a case (name, before, after, change, judgement, direction) and the `differences` between the runs.
 

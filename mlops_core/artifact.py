@@ -24,15 +24,15 @@ import xgboost
 from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 
-# %% ../nbs/09_artifact.ipynb #3b7bf383
+# %% ../nbs/09_artifact.ipynb #f4753c29
 class ArtifactError(ValueError):
     "Files that are not what they should be, or a thing that cannot be stored without pickle."
 
-
+# %% ../nbs/09_artifact.ipynb #f0b3cfde
 OWN = ("mlops_core", "optbinning")  # objects stored by class and values
 TRUSTED = ("sklearn", "pygam", "numpy", "scipy", "builtins", "collections")  # what a skops file may hold
 
-
+# %% ../nbs/09_artifact.ipynb #3853756e
 def _named(path: str, kind: type):
     "The class or function that `path` names in one of the libraries of `OWN`; raises `ArtifactError` for anything else."
     module, _, name = path.rpartition(".")
@@ -43,7 +43,7 @@ def _named(path: str, kind: type):
         raise ArtifactError(f"{path} is no {kind.__name__} here; the artifact was made with another version of {module.split('.')[0]}")
     return found
 
-# %% ../nbs/09_artifact.ipynb #592d786e
+# %% ../nbs/09_artifact.ipynb #dd298281
 def _write_skops(model, path: Path) -> None:
     try:
         skops.io.dump(model, path)
@@ -51,14 +51,14 @@ def _write_skops(model, path: Path) -> None:
         raise ArtifactError(f"{type(model).__module__}.{type(model).__name__} cannot be stored without pickle: {error}") from None
     _read_skops(path)
 
-
+# %% ../nbs/09_artifact.ipynb #70546c46
 def _read_skops(path: Path):
     strange = [name for name in skops.io.get_untrusted_types(file=path) if name.split(".")[0] not in TRUSTED]
     if strange:
         raise ArtifactError(f"{path.name} holds {', '.join(strange)}; only types of {', '.join(TRUSTED)} are loaded")
     return skops.io.load(path, trusted=skops.io.get_untrusted_types(file=path))
 
-# %% ../nbs/09_artifact.ipynb #63eb34f8
+# %% ../nbs/09_artifact.ipynb #0c87d56a
 def _read_trees(path: Path, kind: str, settings: dict):
     found = getattr(xgboost, kind, None)
     if not (isinstance(found, type) and issubclass(found, xgboost.XGBModel)):
@@ -67,16 +67,16 @@ def _read_trees(path: Path, kind: str, settings: dict):
     model.load_model(path)
     return model
 
-
+# %% ../nbs/09_artifact.ipynb #4d9720eb
 def _read_network(path: Path, kind: str, arguments: dict) -> torch.nn.Module:
     network = _named(kind, type)(**arguments)
     load_weights(network, path)
     return network
 
-# %% ../nbs/09_artifact.ipynb #bb63e172
+# %% ../nbs/09_artifact.ipynb #2545b991
 PLAIN = (bool, int, str, type(None))
 
-
+# %% ../nbs/09_artifact.ipynb #3ecc1f49
 class _Writer:
     def __init__(self, folder: Path):
         self.folder, self.known, self.kept = folder, {}, []
@@ -113,7 +113,7 @@ class _Writer:
             return {"class": _own_name(type(value)), "state": self.encode(_state(value))}
         return {"skops": self.file(value, ".skops", _write_skops)}
 
-# %% ../nbs/09_artifact.ipynb #20328afd
+# %% ../nbs/09_artifact.ipynb #2aabda19
 def _own_name(thing) -> str:
     name = f"{thing.__module__}.{thing.__qualname__}"
     try:
@@ -125,46 +125,46 @@ def _own_name(thing) -> str:
                             "can; a lambda or a local function has to become one")  # fmt: skip
     return name
 
-
+# %% ../nbs/09_artifact.ipynb #c1578f89
 def _state(value) -> dict:
     "The values of an object, without those that it computes on demand."
     computed = {name for kind in type(value).__mro__ for name, item in vars(kind).items() if isinstance(item, functools.cached_property)}
     return {name: item for name, item in vars(value).items() if name not in computed}
 
-# %% ../nbs/09_artifact.ipynb #62e046f2
+# %% ../nbs/09_artifact.ipynb #de67283a
 def _array(writer: _Writer, value: np.ndarray) -> dict:
     if value.dtype == object:
         return {"objects": writer.encode(value.ravel().tolist()), "shape": list(value.shape)}
     return {"array": writer.file(value, ".npy", lambda array, path: np.save(path, array, allow_pickle=False))}
 
-
+# %% ../nbs/09_artifact.ipynb #3afdcaab
 def _frame(writer: _Writer, value: pd.DataFrame) -> dict:
     if any(pd.api.types.is_object_dtype(kind) for kind in value.dtypes):  # cells of any kind, which parquet may not know
         columns = {name: column.to_numpy() if isinstance(column.dtype, np.dtype) else column.array for name, column in value.items()}
         return {"columns": writer.encode(columns), "at": writer.encode(value.index)}
     return {"frame": writer.file(value, ".parquet", pd.DataFrame.to_parquet)}
 
-
+# %% ../nbs/09_artifact.ipynb #4554bdcb
 def _series(writer: _Writer, value: pd.Series) -> dict:
     return {"series": _frame(writer, value.rename("0").to_frame()), "named": writer.encode(value.name)}
 
-
+# %% ../nbs/09_artifact.ipynb #57883ba3
 def _index(writer: _Writer, value: pd.Index) -> dict:
     return {"index": _frame(writer, value.to_frame(index=False, name="0")), "named": writer.encode(value.name)}
 
-
+# %% ../nbs/09_artifact.ipynb #e129aade
 def _trees(writer: _Writer, value: xgboost.XGBModel) -> dict:
     settings = writer.encode(value.get_params())
     return {"trees": writer.file(value, ".ubj", type(value).save_model), "kind": type(value).__name__, "settings": settings}
 
-
+# %% ../nbs/09_artifact.ipynb #7d32b915
 def _network(writer: _Writer, value: torch.nn.Module) -> dict:
     if not hasattr(value, "arguments"):
         raise ArtifactError(f"{type(value).__name__} has no attribute `arguments` to build it from again; set it where the network is made")
     file = writer.file(value, ".safetensors", lambda network, path: save_weights(network, str(path)))
     return {"network": file, "kind": _own_name(type(value)), "arguments": writer.encode(value.arguments)}
 
-# %% ../nbs/09_artifact.ipynb #bfaee694
+# %% ../nbs/09_artifact.ipynb #1e45f462
 ENCODERS = (
     (np.generic, lambda writer, value: {"scalar": value.dtype.str, "value": writer.encode(np.asarray(value).reshape(1))}),
     (np.ndarray, _array),
@@ -181,7 +181,7 @@ ENCODERS = (
         "partial": writer.encode(value.func), "arguments": writer.encode(value.args), "keywords": writer.encode(value.keywords)}),
 )  # fmt: skip
 
-# %% ../nbs/09_artifact.ipynb #731bbb8f
+# %% ../nbs/09_artifact.ipynb #67797d34
 class _Reader:
     def __init__(self, folder: Path):
         self.folder, self.known = folder, {}
@@ -212,13 +212,13 @@ class _Reader:
             raise ArtifactError(f"object.json wants the file {name}, which is not in {self.folder.name}")
         return path
 
-# %% ../nbs/09_artifact.ipynb #c1d5f774
+# %% ../nbs/09_artifact.ipynb #ad5c553f
 def _read_objects(reader: _Reader, items, shape: list) -> np.ndarray:
     array = np.empty(len(items["list"]), dtype=object)
     array[:] = reader.decode(items)
     return array.reshape(shape)
 
-
+# %% ../nbs/09_artifact.ipynb #3c48060e
 DECODERS = {
     "float": lambda reader, text: float(text),
     "list": lambda reader, items: [reader.decode(item) for item in items],
@@ -245,14 +245,14 @@ DECODERS = {
     "skops": lambda reader, file: _read_skops(reader.path(file)),
 }  # fmt: skip
 
-# %% ../nbs/09_artifact.ipynb #41dd7319
+# %% ../nbs/09_artifact.ipynb #ae02cb83
 def save_object(thing, folder: Path) -> None:
     "Write `thing` (a fitted model, or anything made of values) into the new folder; raises `ArtifactError` for what only pickle could store."
     folder = Path(folder)
     folder.mkdir(parents=True)
     (folder / "object.json").write_text(json.dumps(_Writer(folder).encode(thing), indent=1, allow_nan=False))
 
-
+# %% ../nbs/09_artifact.ipynb #6c26c940
 def load_object(folder: Path):
     "What `save_object` wrote. Nothing is unpickled and nothing of the folder is run; raises `ArtifactError` for files that want more."
     folder = Path(folder)
@@ -263,28 +263,28 @@ def load_object(folder: Path):
     except Exception as error:  # broken files fail in as many ways as there are formats
         raise ArtifactError(f"{folder.name} cannot be read ({type(error).__name__}: {error}); take a whole copy") from error
 
-# %% ../nbs/09_artifact.ipynb #5d1adcd0
+# %% ../nbs/09_artifact.ipynb #6c21a80c
 MANIFEST = "manifest.json"
 NOT_COVERED = (MANIFEST, "registered_model_meta")  # the second is MLflow's, added when a version is fetched
 
-
+# %% ../nbs/09_artifact.ipynb #0d08bf06
 def sha256(path: Path) -> str:
     "The SHA-256 of a file, in hexadecimal."
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
-
+# %% ../nbs/09_artifact.ipynb #d22ac51e
 def file_hashes(folder: Path) -> dict[str, str]:
     "SHA-256 of every file under `folder` by its path there, but for the manifest and MLflow's `registered_model_meta`."
     paths = sorted(path for path in Path(folder).rglob("*") if not path.is_dir())
     return {str(path.relative_to(folder).as_posix()): sha256(path) for path in paths if path.relative_to(folder).as_posix() not in NOT_COVERED}
 
-
+# %% ../nbs/09_artifact.ipynb #795c05cc
 def write_manifest(folder: Path) -> str:
     "Write the manifest of `folder`; returns its hash, by which the whole artifact is known."
     (Path(folder) / MANIFEST).write_text(json.dumps(file_hashes(folder), indent=1))
     return sha256(Path(folder) / MANIFEST)
 
-# %% ../nbs/09_artifact.ipynb #330bddd4
+# %% ../nbs/09_artifact.ipynb #3e7011fd
 def verify_manifest(folder: Path, expected: str) -> None:
     "Raises `ArtifactError` that names what is changed, missing or extra in `folder`, whose manifest must have the hash `expected`."
     folder = Path(folder)

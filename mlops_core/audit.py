@@ -18,14 +18,14 @@ import sqlalchemy as sa
 
 from .core import now, operations_engine, tables, workspace
 
-# %% ../nbs/01_audit.ipynb #fdc02eb7
+# %% ../nbs/01_audit.ipynb #51b75843
 audit = sa.Table(
     "audit", tables, sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
     *[sa.Column(name, sa.String, nullable=False) for name in ("event", "actor", "role", "time", "subject", "payload", "previous", "hash")],
 )  # fmt: skip
 START = "0" * 64  # what the first entry has for the hash before it
 
-
+# %% ../nbs/01_audit.ipynb #422b744b
 @dataclass(frozen=True)
 class Entry:
     "One event: `subject` is a model (credit_risk), a version (credit_risk/3) or any other thing; `payload` is JSON."
@@ -43,42 +43,42 @@ class Entry:
         "SHA-256 of the canonical JSON of all fields."
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
-
+# %% ../nbs/01_audit.ipynb #82840964
 def _of_row(row) -> Entry:
     return Entry(**{name: getattr(row, name) for name in Entry.__dataclass_fields__})
 
-# %% ../nbs/01_audit.ipynb #6718d13a
+# %% ../nbs/01_audit.ipynb #a95aab58
 class AuditError(RuntimeError):
     "The audit log cannot take or give what was asked; the message says why."
 
-
+# %% ../nbs/01_audit.ipynb #66cf803c
 class AuditConflict(AuditError):
     "Something about the same model was written in between."
 
-
+# %% ../nbs/01_audit.ipynb #916cf1fd
 def witness() -> Path:
     "The file outside the database that knows the number and hash of every entry: `audit.heads` in the workspace."
     return workspace() / "audit.heads"
 
-
+# %% ../nbs/01_audit.ipynb #0a917bb2
 def _testify(entry: Entry, begin: bool = False) -> None:
     with open(witness(), "a", encoding="ascii") as file:
         file.write(f"{entry.number} {entry.hash}{' begin' if begin else ''}\n")
         file.flush()
         os.fsync(file.fileno())
 
-
+# %% ../nbs/01_audit.ipynb #2dadfde2
 def _last(connection) -> tuple[int, str]:
     row = connection.execute(sa.select(audit.c.number, audit.c.hash).order_by(audit.c.number.desc()).limit(1)).first()
     return (row.number, row.hash) if row else (0, START)
 
-
+# %% ../nbs/01_audit.ipynb #faeaf18f
 def head() -> tuple[int, str]:
     "Number and hash of the last entry; (0, 64 zeros) for an empty log. Whoever keeps the hash can later prove what came before it."
     with operations_engine().connect() as connection:
         return _last(connection)
 
-# %% ../nbs/01_audit.ipynb #5c3d895d
+# %% ../nbs/01_audit.ipynb #4ca6a6aa
 def _moved_on(connection, subject: str, since: int) -> None:
     model = subject.split("/")[0]
     same = sa.or_(audit.c.subject == model, audit.c.subject.startswith(f"{model}/", autoescape=True))
@@ -87,7 +87,7 @@ def _moved_on(connection, subject: str, since: int) -> None:
         raise AuditConflict(f"{model}: entry {found.number} ({found.event} {found.subject} by {found.actor}) was written meanwhile; look at it "
                             "and decide again")  # fmt: skip
 
-
+# %% ../nbs/01_audit.ipynb #50af9d70
 def append(event: str, subject: str, payload: dict | None = None, *, actor: str, role: str, since: int | None = None) -> Entry:
     """Add an entry to the end of the log, on disk when this returns.
 
@@ -111,7 +111,7 @@ def append(event: str, subject: str, payload: dict | None = None, *, actor: str,
         _testify(entry)
         return entry
 
-# %% ../nbs/01_audit.ipynb #df3ae3a0
+# %% ../nbs/01_audit.ipynb #79bb5890
 def entries(model: str | None = None, **equal: str) -> pd.DataFrame:
     "The log as a frame, oldest first, payload as a dict; of a `model` and its versions, or with columns equal to keywords, if given."
     query = sa.select(audit).order_by(audit.c.number)
@@ -122,14 +122,14 @@ def entries(model: str | None = None, **equal: str) -> pd.DataFrame:
     frame = frame[frame["subject"].str.split("/").str[0] == model] if model else frame
     return frame.assign(payload=[json.loads(text) for text in frame["payload"]]).reset_index(drop=True)
 
-
+# %% ../nbs/01_audit.ipynb #d3c12c9e
 @dataclass(frozen=True)
 class Finding:
     "What is wrong with the log, and at which entry."
     number: int
     what: str
 
-
+# %% ../nbs/01_audit.ipynb #1dc54ca8
 def _chain(rows: list) -> list[Finding]:
     findings, expected, previous = [], 1, START
     for row in rows:
@@ -144,7 +144,7 @@ def _chain(rows: list) -> list[Finding]:
         expected, previous = row.number + 1, row.hash
     return findings
 
-# %% ../nbs/01_audit.ipynb #7ac4b85a
+# %% ../nbs/01_audit.ipynb #9547d6e6
 def _heard() -> tuple[dict[int, str], dict[int, set]]:
     "What the witness says: hash by number of what was written, and of what was begun."
     done, begun = {}, {}
@@ -155,7 +155,7 @@ def _heard() -> tuple[dict[int, str], dict[int, set]]:
             done[int(number)] = hashed
     return done, begun
 
-
+# %% ../nbs/01_audit.ipynb #45510bcf
 def _against_witness(rows: list) -> list[Finding]:
     (done, begun), findings = _heard(), []
     kept = {row.number: row.hash for row in rows}
@@ -170,7 +170,7 @@ def _against_witness(rows: list) -> list[Finding]:
             findings.append(Finding(number, f"entry {number} is not the last that {witness().name} knows by this number: it was rewritten"))
     return findings
 
-# %% ../nbs/01_audit.ipynb #28482847
+# %% ../nbs/01_audit.ipynb #90fb12f9
 def verify(expected_head: str | None = None) -> list[Finding]:
     """What is wrong with the log; nothing, if it is whole.
 
@@ -184,14 +184,14 @@ def verify(expected_head: str | None = None) -> list[Finding]:
         findings.append(Finding(0, f"no entry has the hash {expected_head[:12]}: the log is not the one in which it was seen, or was rewritten"))
     return sorted(findings, key=lambda finding: finding.number)
 
-# %% ../nbs/01_audit.ipynb #ecc62e11
+# %% ../nbs/01_audit.ipynb #e52be8b3
 ROLES_OF_A_VERSION = ("champion", "challenger")
 
-
+# %% ../nbs/01_audit.ipynb #3cbde41a
 def _until(found: pd.DataFrame, moment: pd.Timestamp) -> pd.Series:
     return pd.Series([pd.Timestamp(time) <= moment for time in found["time"]], found.index, dtype=bool)
 
-
+# %% ../nbs/01_audit.ipynb #f35ab3e3
 def live(model: str, role: str = "champion", at=None) -> str | None:
     "The version that was `role` (champion or challenger) of `model` at the time `at`, or is now; None if there was none."
     found, moment, holder = entries(model), pd.Timestamp(at or now()), None
@@ -203,7 +203,7 @@ def live(model: str, role: str = "champion", at=None) -> str | None:
             holder = None
     return holder
 
-
+# %% ../nbs/01_audit.ipynb #f9546088
 def answer_who(model: str, at=None) -> dict | None:
     "Which version of `model` was champion at the time `at`, since when, by whom, and the entries about it until then; None if there was none."
     version, moment = live(model, at=at), pd.Timestamp(at or now())
@@ -217,7 +217,7 @@ def answer_who(model: str, at=None) -> dict | None:
     return {"model": model, "version": version, "since": made["time"], "by": f"{made['actor']} ({made['role']})", "approved_by": by,
             "evidence": about.drop(columns=["subject", "previous"])}  # fmt: skip
 
-# %% ../nbs/01_audit.ipynb #e93c6e7f
+# %% ../nbs/01_audit.ipynb #9a4c1786
 CHECK = '''"""Checks entries.jsonl without any other code: python3 check.py"""
 import hashlib, json, pathlib, sys
 here, previous, wrong = pathlib.Path(__file__).parent, "0" * 64, []
@@ -235,7 +235,7 @@ print(f"{len(rows)} entries, head {previous}:", f"entries {wrong} are not what w
 sys.exit(bool(wrong))
 '''
 
-
+# %% ../nbs/01_audit.ipynb #8b292253
 def export_audit(folder: Path) -> Path:
     "Write the auditor's `folder` (new or empty): entries.jsonl, audit.heads, check.py, README.txt, SHA256SUMS; returns it."
     folder = Path(folder)

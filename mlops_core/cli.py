@@ -27,7 +27,7 @@ from .report import RunFailed, case_notebook, cases, check_request, declared_par
 # %% ../nbs/50_cli.ipynb #76427063
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
-
+# %% ../nbs/50_cli.ipynb #a12a4d25
 def parse_value(parameter: Parameter, text: str):
     "`text` in the type of `parameter`; unchanged if it cannot be read so, which `check_parameters` then refuses."
     try:
@@ -47,7 +47,7 @@ def join_pairs(words: list[str]) -> list[str]:
         joined.append(word)
     return joined
 
-
+# %% ../nbs/50_cli.ipynb #4b50a398
 def name_and_text(pair: str) -> tuple[str, str]:
     "Name and text of a parameter, from NAME=TEXT."
     name, equals, text = pair.partition("=")
@@ -61,7 +61,7 @@ def aligned(rows: list[tuple]) -> str:
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(f"{cell!s:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
-
+# %% ../nbs/50_cli.ipynb #09d554e4
 def describe(case: str | Path) -> str:
     "The parameters of `case` with type, default, what is allowed and what it means."
     declared = declared_parameters(case_notebook(case)).values()
@@ -73,18 +73,18 @@ def describe(case: str | Path) -> str:
 def _say(text: str) -> None:
     print(f"mlops: {text}", file=sys.stderr)
 
-
+# %% ../nbs/50_cli.ipynb #b5996341
 def _shorter(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
-
+# %% ../nbs/50_cli.ipynb #d1093695
 def _values(case: str | Path, pairs: list[tuple[str, str]]) -> dict:
     declared = declared_parameters(case_notebook(case))
     values = {name: parse_value(declared[name], text) if name in declared else text for name, text in pairs}
     check_request(case, values)
     return values
 
-
+# %% ../nbs/50_cli.ipynb #442dc207
 def _open(page: Path) -> None:
     # without a screen, the "browser" would be a text program that waits for keys
     if os.name == "nt" or sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
@@ -100,7 +100,7 @@ def report(options: argparse.Namespace) -> int:
     requests = [(case, _values(case, options.parameter)) for case in chosen]
     return max(_run(case, values, options) for case, values in requests)
 
-
+# %% ../nbs/50_cli.ipynb #ee61496f
 def _run(case: str, values: dict, options: argparse.Namespace) -> int:
     try:
         folder = run_report(case, values, options.reports, options.timeout)
@@ -134,7 +134,7 @@ def comparison(before: dict, after: dict, numbers: pd.DataFrame, reasons: pd.Dat
         lines.append(f"{kind + ':':13}" + ("; ".join(found) or "the same"))
     return "\n".join(lines)
 
-
+# %% ../nbs/50_cli.ipynb #771a85d2
 def compare(options: argparse.Namespace) -> int:
     "`mlops compare`: print how two runs of a case differ."
     runs = [find_run(name, options.reports) for name in options.runs]
@@ -144,7 +144,7 @@ def compare(options: argparse.Namespace) -> int:
 # %% ../nbs/50_cli.ipynb #a2745d0f
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge", "microsoft-edge")
 
-
+# %% ../nbs/50_cli.ipynb #b039708a
 def picture(page: Path, png: Path, width: int = 1280, height: int = 800) -> None:
     "Save the first screen of an HTML `page` as `png`; raises `FileNotFoundError` if there is no Chromium, Chrome or Edge."
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -155,7 +155,7 @@ def picture(page: Path, png: Path, width: int = 1280, height: int = 800) -> None
                  "--hide-scrollbars", f"--user-data-dir={profile}", f"--window-size={width},{height}", f"--screenshot={png}"]  # fmt: skip
         subprocess.run([browser, *flags, Path(page).resolve().as_uri()], check=True, capture_output=True, timeout=120)
 
-
+# %% ../nbs/50_cli.ipynb #7d2f5940
 def pictures(options: argparse.Namespace) -> int:
     "`mlops pictures`: the first screen of each case's latest report, into nbs/pictures."
     folder = home() / "nbs" / "pictures"
@@ -172,7 +172,7 @@ def _seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
     return float(text)
 
-
+# %% ../nbs/50_cli.ipynb #9e41275f
 def parser() -> argparse.ArgumentParser:
     "All commands and their options."
     door = argparse.ArgumentParser("mlops", description="Run case notebooks as reports and compare the runs.")
@@ -215,6 +215,6 @@ def main(words: list[str] | None = None) -> int:
         _say("interrupted; what ran until then is kept, see index.html in the folder of the reports")
         return 130
 
-
+# %% ../nbs/50_cli.ipynb #50b8bdd3
 if __name__ == "__main__" and "__file__" in globals():
     sys.exit(main())

@@ -42,7 +42,7 @@ class Column:
 class DatasetError(ValueError):
     "Data, or a description of data, that cannot be used as it stands; the message names the thing, the rule and the remedy."
 
-
+# %% ../nbs/03_contract.ipynb #253a54e6
 class ContractError(DatasetError):
     "Rows that break the contract; `failures` has a row per table, column and rule."
     def __init__(self, message: str, failures: pd.DataFrame):
@@ -207,7 +207,7 @@ ROLE_TRAITS = {
     "protected": {}, "exclude": {}, "item_group": {}, "exclude_items": {},
 }  # fmt: skip
 
-
+# %% ../nbs/03_contract.ipynb #3e645389
 def kind_of(roles: dict) -> str:
     "The kind of data set that these roles fit best: classification, recommendation or forecast."
     return max(("classification", "recommendation", "forecast"), key=lambda kind: len(SCHEMA[kind].keys() & roles.keys()))
@@ -243,7 +243,7 @@ def _entries(mapping: dict, form: type, where: str) -> dict:
             raise DatasetError(f"{where} {name} = {value!r} is not allowed; it takes {form.__name__}")
     return mapping
 
-
+# %% ../nbs/03_contract.ipynb #b04aeb2f
 def _contract(given: dict, where: str) -> dict[str, Column]:
     given = {name: check_part(column, "column", f"{where}{name}]") for name, column in _entries(given, dict, f"{where[:-1]}]").items()}
     return {name: Column(**column | {"levels": tuple(column.get("levels", ()))}) for name, column in given.items()}

@@ -43,7 +43,7 @@ def credit_features(dataset: Dataset, protected: bool = False) -> list[str]:
         raise ValueError(f"{dataset.name}: no column is left to decide by; describe columns as available at_decision in dataset.toml")
     return usable
 
-
+# %% ../nbs/20_credit.ipynb #d8965254
 def credit_outcome(dataset: Dataset, rows: pd.DataFrame) -> pd.Series:
     "1 where the target says that the bad outcome happened, else 0."
     return (rows[dataset.roles["target"]] == dataset.roles["positive"]).astype("int8")
@@ -56,7 +56,7 @@ def _encoder(X: pd.DataFrame, number_step) -> ColumnTransformer:
         steps.append((column, OneHotEncoder(handle_unknown="ignore", min_frequency=20, sparse_output=False), [column]))
     return ColumnTransformer(steps)
 
-
+# %% ../nbs/20_credit.ipynb #19bb1124
 def _per_column(encoder: ColumnTransformer, effects: np.ndarray, base: float, index) -> pd.DataFrame:
     numbers = next(columns for name, _, columns in encoder.transformers_ if name == "numbers")
     places = {name: place for name, place in encoder.output_indices_.items() if name not in ("numbers", "remainder")}
@@ -190,7 +190,7 @@ def credit_candidates(signs: dict[str, int]) -> tuple[Candidate, ...]:
         Candidate("xgboost", lambda seed: BoostedTrees(seed=seed), 6, False, "trees, unconstrained"),
     )  # fmt: skip
 
-
+# %% ../nbs/20_credit.ipynb #020baa5d
 def credit_case(dataset: Dataset, features: list[str], costs: Costs = Costs()) -> Case:  # noqa: B008 (frozen)
     "The `Case` of consumer credit on `dataset`: compared by ROC AUC, costs at the cut-off that `costs` imply."
     return Case(
@@ -206,7 +206,7 @@ def require_both_outcomes(y: pd.Series, n: int, where: str) -> None:
         found = counts.to_dict()
         raise ValueError(f"{where} needs at least {n} rows of each outcome, there are {found}; use a larger sample, or check `positive`")
 
-
+# %% ../nbs/20_credit.ipynb #e49f56b4
 def credit_folds(X: pd.DataFrame, y: pd.Series, n: int, seed: int) -> list[Fold]:
     "`n` stratified folds; raises `ValueError` where a class has fewer than `n` rows."
     require_both_outcomes(y, n, f"a cross-validation with {n} folds")

@@ -305,14 +305,14 @@ def _in_order(dataset: Dataset) -> Dataset:
 class LeakageError(DatasetError):
     "A feature that would not be there when the model has to answer."
 
-
+# %% ../nbs/03_data.ipynb #f361af05
 def available_columns(dataset: Dataset, table: str | None = None) -> list[str]:
     "The columns of `table` (default: the main one) that are there when the model must answer, without its key and time."
     table = table or dataset.main
     apart = {*dataset.keys.get(table, ()), dataset.roles.get("time")}
     return [name for name, column in dataset.columns[table].items() if name not in apart and column.available != "after_outcome"]
 
-
+# %% ../nbs/03_data.ipynb #c49d59a9
 def feature_columns(dataset: Dataset) -> list[str]:
     "The features of the main table by default: available, neither protected nor excluded, and nothing but numbers, levels and yes or no."
     withheld = {*dataset.roles.get("protected", ()), *dataset.roles.get("exclude", ())}

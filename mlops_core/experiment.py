@@ -41,12 +41,12 @@ def probabilities(model, requests: pd.DataFrame) -> pd.DataFrame:
     "What a classifier serves: the probability of the positive outcome for each of `requests`."
     return pd.DataFrame({"probability": model.predict_proba(requests)[:, 1]}, index=requests.index)
 
-
+# %% ../nbs/05_experiment.ipynb #3d1e9946
 def probability_score(outcome: pd.Series, answers: pd.DataFrame, costs: Costs = Costs()) -> dict[str, float]:  # noqa: B008 (frozen)
     "`classification_metrics` of served probabilities at the cut-off that `costs` imply."
     return classification_metrics(outcome, answers["probability"], costs.cut_off, costs)
 
-
+# %% ../nbs/05_experiment.ipynb #0ac9af06
 def sample_rows(dataset: Dataset, sample: int, seed: int) -> Dataset:
     "`dataset` with so many rows of its main table, drawn by `seed`; 0 keeps all."
     if not sample or sample >= len(dataset.table):
@@ -54,7 +54,7 @@ def sample_rows(dataset: Dataset, sample: int, seed: int) -> Dataset:
     drawn = dataset.table.sample(sample, random_state=seed).index.sort_values()
     return replace(dataset, tables=dataset.tables | {dataset.main: dataset.table.loc[drawn]})
 
-
+# %% ../nbs/05_experiment.ipynb #fa7fddb2
 def classification_fold(dataset: str, features: tuple[str, ...], sample: int = 0, seed: int = 0) -> Fold:
     "Training and test part of a data set's reference split; the outcome is 1 where the target is positive."
     source = sample_rows(load_dataset(dataset), sample, seed)
@@ -73,7 +73,7 @@ def latencies(answer: Callable, model, requests: list[pd.DataFrame], budget: flo
         taken.append(1000 * (time.perf_counter() - start))
     return np.array(taken)
 
-
+# %% ../nbs/05_experiment.ipynb #ddee707d
 def size_bytes(model) -> int:
     "Bytes of the fitted `model` when pickled: a measure only, nothing is loaded from it."
     buffer = io.BytesIO()
@@ -85,11 +85,11 @@ def _units(case: Case, requests: pd.DataFrame) -> np.ndarray:
     # a request is a row, or all rows that share the case's key (a household, a forecast origin)
     return requests[case.request_key].unique() if case.request_key else requests.index.to_numpy()
 
-
+# %% ../nbs/05_experiment.ipynb #54c87bb4
 def _part(case: Case, frame, units):
     return frame[frame[case.request_key].isin(units)] if case.request_key else frame.loc[units]
 
-
+# %% ../nbs/05_experiment.ipynb #a9451760
 def cost(case: Case, model, requests: pd.DataFrame) -> dict[str, float]:
     "Latency of single requests (ms), throughput of a batch (requests per second) and size (bytes) of a fitted `model`."
     units = _units(case, requests)
@@ -112,12 +112,12 @@ def _scores(case: Case, fold: Fold, answers: pd.DataFrame, blocks: int) -> tuple
     parts = [part for part in np.array_split(units, min(blocks, len(units))) if len(part)]
     return whole, [case.score(_part(case, fold.y_test, part), _part(case, answers, part)) for part in parts]
 
-
+# %% ../nbs/05_experiment.ipynb #5d4a35b5
 def _summary(whole: list[dict], parts: list[dict]) -> dict[str, float]:
     means, spread = pd.DataFrame(whole).mean(), pd.DataFrame(parts).sem()
     return {column: value for metric in means.index for column, value in ((metric, means[metric]), (f"{metric}_se", spread[metric]))}
 
-
+# %% ../nbs/05_experiment.ipynb #1a07e249
 def _behind(case: Case, table: pd.DataFrame, parts: dict[str, pd.Series]) -> pd.DataFrame:
     # paired: all candidates saw the same parts, so what makes a part hard for everybody cancels out
     sign = 1 if case.greater_is_better else -1
@@ -136,7 +136,7 @@ def open_experiment(name: str) -> None:
         mlflow.create_experiment(name, artifact_location=(core.workspace() / "artifacts").as_uri() if local else None)
     mlflow.set_experiment(name)
 
-
+# %% ../nbs/05_experiment.ipynb #f1e627f1
 def _track(candidate: Candidate, model, row: dict, tags: dict) -> str:
     with mlflow.start_run(run_name=candidate.name, tags=tags) as run:
         settings = model.get_params(deep=True) if hasattr(model, "get_params") else {}
@@ -153,10 +153,10 @@ class Comparison:
     models: dict = field(repr=False)
     answers: dict = field(repr=False)
 
-
+# %% ../nbs/05_experiment.ipynb #b53a91d9
 TIMINGS = ("fit_seconds", "p50_ms", "p99_ms", "requests_per_second")  # differ between two runs, unlike the other columns
 
-
+# %% ../nbs/05_experiment.ipynb #715a47a7
 def _evaluate(case: Case, candidate: Candidate, folds: list[Fold], seed: int, blocks: int):
     whole, parts, seconds = [], [], []
     for fold in folds:
@@ -198,7 +198,7 @@ class Limits:
     size_bytes: float = np.inf
     explains_itself: bool = False
 
-
+# %% ../nbs/05_experiment.ipynb #8f46af05
 @dataclass(frozen=True)
 class Choice:
     "The `winner`, one `sentence` why it won, and for each loser the reason why it lost."
@@ -206,7 +206,7 @@ class Choice:
     sentence: str
     reasons: dict[str, str]
 
-
+# %% ../nbs/05_experiment.ipynb #864ccafd
 def _broken(row: pd.Series, limits: Limits) -> str:
     over = [
         f"{name} {row[name]:,.1f} exceeds the limit of {getattr(limits, name):,.0f}"
@@ -223,7 +223,7 @@ def _reason(row: pd.Series, winner: pd.Series, best: pd.Series, metric: str) -> 
                 f"more than one standard error ({row['behind_se']:.2g})")  # fmt: skip
     return f"{row.name}: as good within one standard error, but {winner.name} is simpler"
 
-
+# %% ../nbs/05_experiment.ipynb #251f42b8
 def choose(table: pd.DataFrame, case: Case, limits: Limits = Limits()) -> Choice:  # noqa: B008 (frozen)
     "Apply the written rule to a comparison's `table`; raises `ValueError` if no candidate keeps the `limits`."
     rows = table.set_index("candidate")

@@ -79,7 +79,7 @@ def _known_contributions(estimator, frame: pd.DataFrame) -> pd.DataFrame | None:
         return estimator.contributions(frame)
     return _tree_contributions(estimator, frame) if isinstance(estimator, xgboost.XGBModel) else None
 
-
+# %% ../nbs/06_explain.ipynb #7600274f
 def shapley(estimator, frame: pd.DataFrame, background: pd.DataFrame | None = None, seed: int = 0, permutations: int = 4) -> pd.DataFrame:
     """What each column adds to `margin(estimator, frame)`: a frame with `base` and the columns, row by row; raises if they do not add up.
 
@@ -107,7 +107,7 @@ def mean_contributions(contributions: pd.DataFrame) -> pd.Series:
     "Mean absolute contribution of each column, largest first: how far it moves the score on these rows."
     return contributions.drop(columns="base").abs().mean().sort_values(ascending=False).rename("mean_contribution")
 
-
+# %% ../nbs/06_explain.ipynb #0f9f0a2d
 def _place(values: pd.Series) -> np.ndarray:
     "Rank between 0 (lowest value) and 1; NaN for what has no order or is missing."
     return values.rank(pct=True).to_numpy(float) if pd.api.types.is_numeric_dtype(values) else np.full(len(values), np.nan)
@@ -152,7 +152,7 @@ def typical_row(frame: pd.DataFrame) -> pd.Series:
 
     return pd.Series({name: middle(frame[name]) for name in frame}, dtype=object)
 
-
+# %% ../nbs/06_explain.ipynb #4f1f843a
 def _worded(value, unit: str = "") -> str:
     if pd.isna(value):
         return "not known"
@@ -160,7 +160,7 @@ def _worded(value, unit: str = "") -> str:
         return "yes" if value else "no"
     return (f"{value:,.6g}" if isinstance(value, int | float | np.number) else str(value).replace("_", " ")) + (f" {unit}" if unit else "")
 
-
+# %% ../nbs/06_explain.ipynb #55444e83
 def _reason(name: str, value, typical, amount: float, about) -> str:
     if typical is None:
         return f"{'where everybody starts' if name == 'base' else 'all other columns together'} ({amount:+.2f} log-odds)"
@@ -208,7 +208,7 @@ def gam_effects(gam, names, levels: Mapping | None = None, points: int = 60, lev
     table["value"] = [known[term][int(value)] if term in known else value for term, value in zip(table.term, table.value, strict=True)]
     return table[["term", "value", "effect", "low", "high"]]
 
-
+# %% ../nbs/06_explain.ipynb #debc30b0
 def _term_effect(gam, number: int, rows: np.ndarray | None, points: int, width: float) -> pd.DataFrame:
     column, grid = gam.terms[number].feature, gam.generate_X_grid(term=number, n=points)
     values = grid[:, column] if rows is None else np.linspace(*np.quantile(rows[:, column], [0.01, 0.99]), points)

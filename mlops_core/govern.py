@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from .core import home
 
-# %% ../nbs/02_govern.ipynb #b1913a4d
+# %% ../nbs/02_govern.ipynb #a46b5c61
 Role = Literal["subject_matter_expert", "data_scientist", "data_engineer", "software_engineer", "devops", "model_risk_manager",
                "machine_learning_architect"]  # fmt: skip
 GateName = Literal["contract", "availability", "quality", "champion", "calibration", "slices", "fairness", "behaviour", "privacy", "budget",
@@ -29,30 +29,30 @@ Text = Annotated[str, Field(min_length=3)]
 Five = Annotated[int, Field(ge=1, le=5)]
 Positive = Annotated[float, Field(gt=0)]
 
-
+# %% ../nbs/02_govern.ipynb #e2b64246
 class GovernanceError(ValueError):
     "A rule file that is not as it must be, or a person who may not do what was asked."
 
-# %% ../nbs/02_govern.ipynb #514a4108
+# %% ../nbs/02_govern.ipynb #c4dcfe25
 class Regulation(BaseModel, extra="forbid", frozen=True):
     name: Text
     says: Text
     source: Text
 
-
+# %% ../nbs/02_govern.ipynb #11c5dcaf
 class Factor(BaseModel, extra="forbid", frozen=True):
     "One of the four sources of a use case's risk: 1 is little, 4 is much."
     score: Annotated[int, Field(ge=1, le=4)]
     because: Text
 
-
+# %% ../nbs/02_govern.ipynb #4d3c8d3c
 class Factors(BaseModel, extra="forbid", frozen=True):
     impact: Factor
     reach: Factor
     change: Factor
     entanglement: Factor
 
-
+# %% ../nbs/02_govern.ipynb #6637e0eb
 class Risk(BaseModel, extra="forbid", frozen=True):
     "An entry of the risk register: likelihood and impact from 1 to 5, before and after the mitigation, which a gate checks."
     cause: Cause
@@ -71,23 +71,23 @@ class Risk(BaseModel, extra="forbid", frozen=True):
             raise ValueError("the residual risk is above the risk; correct one of them")
         return self
 
-# %% ../nbs/02_govern.ipynb #caeac84e
+# %% ../nbs/02_govern.ipynb #e7175b31
 class Assumption(BaseModel, extra="forbid", frozen=True):
     says: Text
     check: GateName
 
-
+# %% ../nbs/02_govern.ipynb #de15cb49
 class Watch(BaseModel, extra="forbid", frozen=True):
     what: Text
     every_days: Positive
     role: Role
 
-
+# %% ../nbs/02_govern.ipynb #24e076cd
 class Bounds(BaseModel, extra="forbid", frozen=True):
     at_least: float | None = None
     at_most: float | None = None
 
-
+# %% ../nbs/02_govern.ipynb #15187a26
 class Limits(BaseModel, extra="forbid", frozen=True):
     "What the gates of one use case demand; `metrics` and `fairness` by name of metric and protected column."
     champion_margin: Positive
@@ -101,7 +101,7 @@ class Limits(BaseModel, extra="forbid", frozen=True):
     metrics: dict[str, Bounds] = {}
     fairness: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}
 
-# %% ../nbs/02_govern.ipynb #dab2b1f9
+# %% ../nbs/02_govern.ipynb #05b00b11
 class UseCase(BaseModel, extra="forbid", frozen=True):
     "What a model is for, whom it affects, what applies to it, and what may go wrong."
     title: Text
@@ -117,7 +117,7 @@ class UseCase(BaseModel, extra="forbid", frozen=True):
     assumptions: Annotated[list[Assumption], Field(min_length=1)]
     monitoring: Annotated[list[Watch], Field(min_length=1)]
 
-
+# %% ../nbs/02_govern.ipynb #43971352
 class Policy(BaseModel, extra="forbid", frozen=True):
     "What a risk class demands: gates to pass, roles to sign, who may override for how long, how often to look, how fast to roll out."
     gates: Annotated[list[GateName], Field(min_length=1)]
@@ -128,13 +128,13 @@ class Policy(BaseModel, extra="forbid", frozen=True):
     rollout: list[Annotated[float, Field(gt=0, le=1)]]
     rollout_days: Positive
 
-
+# %% ../nbs/02_govern.ipynb #f6fb4844
 class SignOff(BaseModel, extra="forbid", frozen=True):
     role: Role
     actor: Text
     comment: Text
 
-
+# %% ../nbs/02_govern.ipynb #0cf687f8
 class Demonstration(BaseModel, extra="forbid", frozen=True):
     "Recorded sign-offs with which a case runs to its end with nobody at the desk."
     author: Text
@@ -142,7 +142,7 @@ class Demonstration(BaseModel, extra="forbid", frozen=True):
     promoter: Text
     sign_offs: list[SignOff]
 
-# %% ../nbs/02_govern.ipynb #12ec9098
+# %% ../nbs/02_govern.ipynb #78275523
 def policy_path(name: str) -> Path:
     "The file of that name under data/policies; raises `GovernanceError` with the nearest name if there is none."
     folder = home() / "data" / "policies"
@@ -153,12 +153,12 @@ def policy_path(name: str) -> Path:
         raise GovernanceError(f"data/policies has no {name}.toml" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}"))
     return path
 
-
+# %% ../nbs/02_govern.ipynb #47ad8ade
 def file_hash(name: str) -> str:
     "SHA-256 of a file under data/policies: under which rules a decision was made."
     return hashlib.sha256(policy_path(name).read_bytes()).hexdigest()
 
-
+# %% ../nbs/02_govern.ipynb #36726d1c
 def read_policy_file(name: str) -> dict:
     "A file under data/policies as it stands; raises `GovernanceError` if it is no TOML."
     try:
@@ -166,7 +166,7 @@ def read_policy_file(name: str) -> dict:
     except tomllib.TOMLDecodeError as error:
         raise GovernanceError(f"data/policies/{name}.toml is no TOML: {error}") from None
 
-
+# %% ../nbs/02_govern.ipynb #8b7d79b7
 def _load(name: str, kind: type):
     try:
         return kind(**read_policy_file(name))
@@ -174,22 +174,22 @@ def _load(name: str, kind: type):
         wrong = [f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']} (got {str(one['input'])[:40]!r})" for one in error.errors()[:5]]
         raise GovernanceError(f"data/policies/{name}.toml: {'; '.join(wrong)}") from None
 
-# %% ../nbs/02_govern.ipynb #44e6d3bf
+# %% ../nbs/02_govern.ipynb #bd5644f9
 def load_use_case(case: str) -> UseCase:
     "The use case of a case's name; raises `GovernanceError` that names file, key and rule."
     return _load(f"use_cases/{case}", UseCase)
 
-
+# %% ../nbs/02_govern.ipynb #b7f0f12f
 def load_policy(risk_class: str) -> Policy:
     "The policy of a risk class: low, medium or high."
     return _load(risk_class, Policy)
 
-
+# %% ../nbs/02_govern.ipynb #fbe4aff5
 def demonstration() -> Demonstration:
     "The recorded sign-offs of the case notebooks."
     return _load("demonstration", Demonstration)
 
-# %% ../nbs/02_govern.ipynb #075d868d
+# %% ../nbs/02_govern.ipynb #a02f4015
 @dataclass(frozen=True)
 class RiskClass:
     "A use case's class (low, medium, high), the sum of its factors (4 to 16), and why in a sentence."
@@ -197,7 +197,7 @@ class RiskClass:
     score: int
     reason: str
 
-
+# %% ../nbs/02_govern.ipynb #a37e864b
 def risk_class(use_case: UseCase) -> RiskClass:
     "High from a sum of 12 or an impact of 4, medium from a sum of 9, else low."
     scores = {name: getattr(use_case.factors, name).score for name in Factors.model_fields}

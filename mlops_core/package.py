@@ -57,7 +57,7 @@ class Recipe:
         with threadpool_limits(1):
             return clone(self.estimator).fit(fold.X_train, fold.y_train)
 
-# %% ../nbs/09_package.ipynb #4eeebce8
+# %% ../nbs/09_package.ipynb #de6e6973
 EVIDENCE = {
     "use_case": "what the model is for, and whom it affects",
     "evaluation": "its metrics on data that it has not seen, with intervals: metric, value, low, high",
@@ -71,40 +71,40 @@ EVIDENCE = {
     "monitoring": "what is watched in production, how often, by whom",
 }
 
-
+# %% ../nbs/09_package.ipynb #5ac4b618
 def evidence(folder: Path, name: str) -> pd.DataFrame | None:
     "The table of evidence `name` of the artifact in `folder`, or None if the case handed over none."
     path = Path(folder) / "evidence" / f"{name}.json"
     return pd.read_json(path, orient="split", precise_float=True, convert_dates=False, dtype=False) if path.exists() else None
 
-
+# %% ../nbs/09_package.ipynb #e3c81021
 def missing_evidence(folder: Path) -> list[str]:
     "Names of the tables of `EVIDENCE` that the artifact in `folder` lacks, or that are empty."
     tables = {name: evidence(folder, name) for name in EVIDENCE}
     return [name for name, table in tables.items() if table is None or table.empty]
 
-
+# %% ../nbs/09_package.ipynb #573a5b9b
 def facts(folder: Path) -> dict:
     "What was noted of the making of the artifact in `folder`: data, seed, settings, code, packages, limits."
     return json.loads((Path(folder) / "facts.json").read_text())
 
-# %% ../nbs/09_package.ipynb #c6410ce1
+# %% ../nbs/09_package.ipynb #35b8eb15
 def _settings(estimator) -> dict[str, str]:
     return {name: str(value)[:250] for name, value in estimator.get_params(deep=True).items()} if hasattr(estimator, "get_params") else {}
 
-
+# %% ../nbs/09_package.ipynb #1fede36b
 def _limits(frame: pd.DataFrame) -> dict:
     "Of each number in training: lowest, highest, share missing. Answers outside are guesses."
     numbers = frame.select_dtypes("number").astype("float64")
     return {name: {"low": values.min(), "high": values.max(), "missing": values.isna().mean()} for name, values in numbers.items()}
 
-
+# %% ../nbs/09_package.ipynb #c7ade66f
 def code_fingerprint() -> str:
     "A hash over the package's source files: changes exactly when code does."
     sources = sorted((core.home() / "mlops_core").glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
-
+# %% ../nbs/09_package.ipynb #b983b7b0
 def _facts(case: Case, recipe: Recipe, fold: Fold) -> dict:
     return {
         "case": case.name, "request_key": case.request_key, "metric": case.metric, "greater_is_better": case.greater_is_better,
@@ -114,7 +114,7 @@ def _facts(case: Case, recipe: Recipe, fold: Fold) -> dict:
         "code_revision": core.code_revision(), "code_fingerprint": code_fingerprint(), "environment": core.environment(),
     }  # fmt: skip
 
-# %% ../nbs/09_package.ipynb #9584b4ca
+# %% ../nbs/09_package.ipynb #ba26cfcb
 def model_card(folder: Path) -> str:
     "The model card of the artifact in `folder`, in Markdown, computed from its facts and its evidence."
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(core.home() / "nbs" / "templates"), trim_blocks=True, lstrip_blocks=True)
@@ -122,24 +122,24 @@ def model_card(folder: Path) -> str:
     return templates.get_template("model_card.md.j2").render(
         facts=facts(folder), tables=tables, missing=missing_evidence(folder), wanted=EVIDENCE, number=_number)  # fmt: skip
 
-
+# %% ../nbs/09_package.ipynb #fe38d9e7
 def _number(value) -> str:
     return "" if value is None or value != value else f"{value:,.4g}" if isinstance(value, float) else str(value).replace("|", "/")
 
-
+# %% ../nbs/09_package.ipynb #0d1d3fc7
 def _write_card(folder: Path) -> None:
     text, style = model_card(folder), (core.home() / "nbs" / "templates" / "style.css").read_text()
     (folder / "MODEL_CARD.md").write_text(text)
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Model card</title><style>{style}</style>'
     (folder / "model_card.html").write_text(f"{head}<main>{markdown2html(text)}</main></html>")
 
-# %% ../nbs/09_package.ipynb #8d8ba094
+# %% ../nbs/09_package.ipynb #a90420b2
 def _table(value) -> pd.DataFrame:
     frame = value if isinstance(value, pd.DataFrame) else pd.DataFrame(value)
     frame = frame.reset_index(drop=frame.index.names == [None])
     return frame.astype({name: "str" for name in frame if isinstance(frame[name].dtype, pd.CategoricalDtype)})
 
-
+# %% ../nbs/09_package.ipynb #6148710e
 def _write(folder: Path, case: Case, model, recipe: Recipe, fold: Fold, sample: pd.DataFrame, tables: dict) -> None:
     save_object({"model": model, "answer": case.answer, "score": case.score}, folder / "model")
     save_object(vars(recipe), folder / "recipe")
@@ -153,13 +153,13 @@ def _write(folder: Path, case: Case, model, recipe: Recipe, fold: Fold, sample: 
     (folder / "requirements.lock").write_text((core.home() / "requirements.lock").read_text())
     _write_card(folder)
 
-
+# %% ../nbs/09_package.ipynb #67a6ae16
 def _sample(case: Case, requests: pd.DataFrame, size: int = 50) -> pd.DataFrame:
     if not case.request_key:
         return requests.head(size)
     return requests[requests[case.request_key].isin(requests[case.request_key].unique()[:size])]
 
-# %% ../nbs/09_package.ipynb #f8fd18b4
+# %% ../nbs/09_package.ipynb #768b8239
 def package_model(case: Case, model, recipe: Recipe, fold: Fold, tables: dict, *, actor: str, role: str) -> "LoadedModel":
     """Package the fitted `model` as the next version of `case.name` and record that in the audit log; returns it as loaded again.
 
@@ -185,7 +185,7 @@ def package_model(case: Case, model, recipe: Recipe, fold: Fold, tables: dict, *
         core.log_evaluations(_table(tables[name]).dropna(subset="value"), f"{case.name}/{version}", Path(recipe.dataset).name)
     return loaded
 
-
+# %% ../nbs/09_package.ipynb #698ff5f0
 def _register(name: str, folder: Path) -> tuple[int, str]:
     client = mlflow.MlflowClient()
     with mlflow.start_run(run_name="package") as run:
@@ -195,7 +195,7 @@ def _register(name: str, folder: Path) -> tuple[int, str]:
     version = client.create_model_version(name, f"runs:/{run.info.run_id}/model", run.info.run_id)
     return int(version.version), run.info.run_id
 
-# %% ../nbs/09_package.ipynb #e041ae2f
+# %% ../nbs/09_package.ipynb #055ae9b7
 @dataclass(frozen=True)
 class LoadedModel:
     "A version that is what was packaged: `answer(requests)` is the frame that would be served, `score(truth, answers)` its metrics."
@@ -212,7 +212,7 @@ class LoadedModel:
         "How audit log and evaluation store call this version: name/version."
         return f"{self.name}/{self.version}"
 
-
+# %% ../nbs/09_package.ipynb #82f0398e
 def find_version(name: str, version: int | str) -> int:
     "The number of a version: a number, or `champion` or `challenger` as the audit log has it; raises `ArtifactError` if there is none."
     if str(version).isdigit():
@@ -224,7 +224,7 @@ def find_version(name: str, version: int | str) -> int:
         raise ArtifactError(f"{name} has no {version}; promote a version first, or name one by its number")
     return int(found)
 
-# %% ../nbs/09_package.ipynb #142fdc9d
+# %% ../nbs/09_package.ipynb #cb7d1cb9
 def packaged(name: str, version: int) -> dict:
     "What the audit log recorded of a version's packaging: manifest and run; raises `ArtifactError` if it never was."
     found = audit.entries(event="packaged", subject=f"{name}/{version}")
@@ -233,7 +233,7 @@ def packaged(name: str, version: int) -> dict:
                             "package the model again")  # fmt: skip
     return found["payload"].iloc[-1]
 
-
+# %% ../nbs/09_package.ipynb #7709f1f5
 def model_folder(name: str, version: int) -> Path:
     "The folder of a version's files, verified; raises `ArtifactError` that names what is changed, missing or extra."
     record = packaged(name, version)
@@ -246,7 +246,7 @@ def model_folder(name: str, version: int) -> Path:
     verify_manifest(folder, record["manifest"])
     return folder / "data" / "parts"
 
-
+# %% ../nbs/09_package.ipynb #06d1ad68
 def load_model(name: str, version: int | str = "champion") -> LoadedModel:
     "A version by number or alias, verified against manifest and audit log; raises `ArtifactError` if it is not what was packaged."
     number = find_version(name, version)
@@ -255,17 +255,17 @@ def load_model(name: str, version: int | str = "champion") -> LoadedModel:
     answer = functools.partial(stored["answer"], stored["model"])
     return LoadedModel(name, number, folder, packaged(name, number)["manifest"], stored["model"], answer, stored["score"])
 
-# %% ../nbs/09_package.ipynb #e885bc6b
+# %% ../nbs/09_package.ipynb #d4931152
 class _Served:
     def __init__(self, answer: Callable):
         self.predict = answer
 
-
+# %% ../nbs/09_package.ipynb #cc854686
 def _load_pyfunc(path: str) -> _Served:
     stored = load_object(Path(path) / "model")
     return _Served(functools.partial(stored["answer"], stored["model"]))
 
-# %% ../nbs/09_package.ipynb #65d85197
+# %% ../nbs/09_package.ipynb #947328fd
 def retrain(folder: str, into: str) -> None:
     "Make the model of the artifact in `folder` again; write what it answers, and the facts of this making, to `into`. Runs in a process of its own."
     recipe = Recipe(**load_object(Path(folder) / "recipe"))
@@ -276,14 +276,14 @@ def retrain(folder: str, into: str) -> None:
             "environment": core.environment()}  # fmt: skip
     (Path(into) / "facts.json").write_text(json.dumps(made))
 
-
+# %% ../nbs/09_package.ipynb #1caab311
 def _retrain_elsewhere(folder: Path, into: str) -> None:
     command = [sys.executable, "-c", "import sys; from mlops_core.package import retrain; retrain(*sys.argv[1:])", str(folder), into]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": "0"})
     if done.returncode:
         raise ArtifactError(f"the model could not be made again: {done.stderr.strip().splitlines()[-1]}")
 
-# %% ../nbs/09_package.ipynb #a9c7838d
+# %% ../nbs/09_package.ipynb #378ec463
 @dataclass(frozen=True)
 class Reproduction:
     "Whether the model could be made again, how far the answers are apart at most (relative), and what causes it if they are too far."
@@ -296,7 +296,7 @@ class Reproduction:
         apart = f"the answers differ by {self.difference:.2g} at most, {self.tolerance:.2g} is allowed"
         return f"reproduced: {apart}" if self.equal else f"not reproduced: {apart}; " + "; ".join(self.causes)
 
-
+# %% ../nbs/09_package.ipynb #2ebe5136
 def _apart(ours: pd.DataFrame, theirs: pd.DataFrame) -> float:
     "The largest relative difference of numbers; infinite where anything else differs."
     numbers = ours.select_dtypes("float").columns
@@ -307,7 +307,7 @@ def _apart(ours: pd.DataFrame, theirs: pd.DataFrame) -> float:
         return np.inf
     return float(np.nanmax(np.abs(first - second) / np.maximum(np.abs(first), 1e-9), initial=0))
 
-# %% ../nbs/09_package.ipynb #1e128438
+# %% ../nbs/09_package.ipynb #0a0a5c56
 def _causes(before: dict, after: dict) -> tuple[str, ...]:
     old, new = before["environment"], after["environment"]
     packages = [f"{name} {old.get(name)} is now {new.get(name)}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
@@ -320,7 +320,7 @@ def _causes(before: dict, after: dict) -> tuple[str, ...]:
     named = tuple(cause for cause, is_so in found.items() if is_so)
     return named or ("seed: data, code and packages are the same, so something in the fit draws numbers that the seed does not drive",)
 
-
+# %% ../nbs/09_package.ipynb #24161c8c
 def reproduce(name: str, version: int | str, *, actor: str, role: str) -> Reproduction:
     "Make a version again in a new process and compare; the outcome goes to the audit log. Raises `ArtifactError` if it cannot be made at all."
     loaded = load_model(name, version)

@@ -57,13 +57,13 @@ def card(item: dict, before: dict | None = None) -> dict[str, str]:
 RUNS = ("script", "iframe", "frame", "object", "embed", "applet", "link", "meta", "base", "form", "template", "video", "audio", "source")
 LOADS = ("src", "srcset", "poster", "background", "action", "formaction", "srcdoc", "data", "ping", "xlink:href")
 
-
+# %% ../nbs/19_page.ipynb #da48cf43
 def _harmful(element, name: str, value: str) -> bool:
     if name == "href":
         return not (value.startswith("#") or element.name == "a" and re.match(r"https?:|mailto:", value))
     return name.startswith("on") or "url(" in value.lower() or name in LOADS and not value.startswith("data:image/")
 
-
+# %% ../nbs/19_page.ipynb #e3cdd082
 def inert(html: str) -> str:
     "`html` without all that runs, loads something, or links to files that the reader of a single page does not have."
     soup = BeautifulSoup(html, "html.parser")
@@ -82,12 +82,12 @@ def inert(html: str) -> str:
 # %% ../nbs/19_page.ipynb #b52e5672
 NUMBER = re.compile(r"[+\-−]?[\d,]*\.?\d+([eE][+\-]\d+)?( ?%)?")
 
-
+# %% ../nbs/19_page.ipynb #9951a8b3
 def _mark(cells: list, kind: str) -> None:
     for cell in cells:
         cell["class"] = [*(cell.get("class") or []), kind]
 
-
+# %% ../nbs/19_page.ipynb #de1b1f8f
 def aligned(html: str, longest: int = 40) -> str:
     "`html` whose tables have the class `number` on each column of numbers, and `words` on each cell of more than `longest` letters."
     soup = BeautifulSoup(html, "html.parser")
@@ -106,7 +106,7 @@ def aligned(html: str, longest: int = 40) -> str:
 PAGE_BYTES = 3_000_000  # a page that can be mailed
 HIDDEN = {RECORD_TYPE, "application/vnd.jupyter.widget-view+json"}
 
-
+# %% ../nbs/19_page.ipynb #d268a6d6
 def _part(output) -> dict[str, str]:
     "What the page shows of an `output`: its kind and content; empty if nothing."
     data = output.get("data", {})
@@ -143,11 +143,11 @@ def page_cells(notebook: nbformat.NotebookNode) -> list[dict]:
 def _markdown(source: str) -> str:
     return inert(MarkdownWithMath(renderer=IPythonRenderer(escape=False, anchor_link_text="#")).render(source))
 
-
+# %% ../nbs/19_page.ipynb #31beb3cd
 def _headings(html: str) -> list[tuple[str, str]]:
     return [(title["id"], title.get_text().rstrip("#")) for title in BeautifulSoup(html, "html.parser")("h2", id=True)]
 
-
+# %% ../nbs/19_page.ipynb #0d6648f3
 def fill(template: str, **values) -> str:
     "The page that `template` in nbs/templates makes of `values`, each escaped."
     folder = jinja2.FileSystemLoader(home() / "nbs" / "templates")
@@ -157,7 +157,7 @@ def fill(template: str, **values) -> str:
     pages.filters["quoted"] = lambda text: re.sub(r"[^\w .-]", "_", text)  # for a text in a style sheet
     return pages.get_template(template).render(**values)
 
-
+# %% ../nbs/19_page.ipynb #abe8885c
 def render(folder: Path, run: dict, previous: dict | None) -> str:
     "The HTML page of the finished `run` in `folder`, set against the `previous` one."
     notebook, declared = nbformat.read(folder / "report.ipynb", 4), case_parameters(folder / "report.ipynb")

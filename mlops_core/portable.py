@@ -18,11 +18,11 @@ import onnxmltools
 import xgboost
 from onnxmltools.convert.common.data_types import FloatTensorType
 
-# %% ../nbs/09_portable.ipynb #1886520d
+# %% ../nbs/09_portable.ipynb #d3e0b1eb
 class ExportError(ValueError):
     "A model that cannot be exported, and why."
 
-
+# %% ../nbs/09_portable.ipynb #9030316b
 def to_onnx(model: xgboost.XGBModel, columns: int) -> bytes:
     "The ONNX form of boosted trees over a matrix of `columns` 32-bit floats; missing is NaN, a level of a category its number."
     booster = model.get_booster()
@@ -32,7 +32,7 @@ def to_onnx(model: xgboost.XGBModel, columns: int) -> bytes:
     finally:
         booster.feature_names = names
 
-
+# %% ../nbs/09_portable.ipynb #a186b32f
 def portable_parts(model, requests) -> tuple[bytes, np.ndarray, np.ndarray]:
     "ONNX of a model, the matrix that stands for `requests`, the answers; `ExportError` where the model is more than trees over columns."
     if not hasattr(model, "portable"):
@@ -41,7 +41,7 @@ def portable_parts(model, requests) -> tuple[bytes, np.ndarray, np.ndarray]:
     trees, matrix, answers = model.portable(requests)
     return to_onnx(trees, matrix.shape[1]), np.ascontiguousarray(matrix, dtype="float32"), np.asarray(answers)
 
-# %% ../nbs/09_portable.ipynb #676c6491
+# %% ../nbs/09_portable.ipynb #9fcff998
 TERMINAL = """
 import json, resource, sys, time
 import numpy, onnxruntime
@@ -65,7 +65,7 @@ strange = sorted({"sklearn", "xgboost", "pandas", "torch", "mlops_core"} & set(s
 print(json.dumps({"peak_mb": peak, "p50_ms": float(numpy.quantile(taken, 0.5)), "p99_ms": float(numpy.quantile(taken, 0.99)), "strange": strange}))
 """
 
-
+# %% ../nbs/09_portable.ipynb #564763fe
 @dataclass(frozen=True)
 class Export:
     "An ONNX file, and what was measured in a process that has numpy and the ONNX runtime only: largest difference, bytes, MB, milliseconds."
@@ -76,7 +76,7 @@ class Export:
     p50_ms: float
     p99_ms: float
 
-# %% ../nbs/09_portable.ipynb #7233f591
+# %% ../nbs/09_portable.ipynb #f5637241
 def _at_the_terminal(path: Path, matrix: np.ndarray) -> tuple[np.ndarray, dict]:
     with tempfile.TemporaryDirectory() as scratch:
         asked, found = Path(scratch) / "matrix.npy", Path(scratch) / "answers.npy"
@@ -86,7 +86,7 @@ def _at_the_terminal(path: Path, matrix: np.ndarray) -> tuple[np.ndarray, dict]:
             raise ExportError(f"{path.name} cannot be run by the ONNX runtime: {done.stderr.strip().splitlines()[-1]}")
         return np.load(found), json.loads(done.stdout)
 
-
+# %% ../nbs/09_portable.ipynb #83a1b459
 def export_onnx(model, requests, path: Path, tolerance: float = 1e-5) -> Export:
     "Write the ONNX form of `model` to `path` and measure it; raises `ExportError` if it cannot be exported or answers otherwise."
     content, matrix, expected = portable_parts(model, requests)

@@ -49,7 +49,7 @@ def purchases(dataset: Dataset, rows: pd.DataFrame | None = None) -> pd.DataFram
 # %% ../nbs/30_recommend.ipynb #0a8b0095
 FEWEST_USERS = 30  # of fewer, hardly an item is bought by enough to be recommended, and no comparison in blocks says anything
 
-
+# %% ../nbs/30_recommend.ipynb #e83a7b77
 def sample_users(frame: pd.DataFrame, number: int, seed: int) -> pd.DataFrame:
     "The rows of `number` users drawn at random; all rows if `number` is 0 or there are not more users; `ValueError` below FEWEST_USERS."
     if 0 < number < FEWEST_USERS:

@@ -32,7 +32,7 @@ def cases() -> dict[str, Path]:
     "The project's case notebooks by name."
     return {path.stem: path for path in sorted((home() / "nbs" / "cases").glob("*.ipynb"))}
 
-
+# %% ../nbs/19_report.ipynb #d3fcadf4
 def case_notebook(case: str | Path) -> Path:
     "The notebook of a `case`: the name of one of `cases()`, or the path of any notebook; raises `UnknownName`."
     path = Path(cases().get(str(case), case))
@@ -40,7 +40,7 @@ def case_notebook(case: str | Path) -> Path:
         raise unknown("case", str(case), list(cases()))
     return path.resolve()
 
-
+# %% ../nbs/19_report.ipynb #abd76a8e
 def declared_parameters(notebook: Path) -> dict[str, Parameter]:
     "The parameters that `notebook` declares; raises `ParameterError` if it has no tagged cell or cannot be read."
     try:
@@ -60,7 +60,7 @@ def _check_dataset(name: str) -> None:
             + (f"; did you mean {near[0]}?" if near else "")
         )
 
-
+# %% ../nbs/19_report.ipynb #5d2fde03
 def check_request(case: str | Path, given: dict) -> tuple[Path, dict[str, Parameter], dict]:
     "Notebook, declared parameters and the values of all of them; raises `UnknownName` or `ParameterError` if it cannot be run so."
     notebook = case_notebook(case)
@@ -84,7 +84,7 @@ def _kernel(workspace: Path) -> type:
 
     return ThisPython
 
-
+# %% ../nbs/19_report.ipynb #f124942a
 def _execute(notebook: Path, folder: Path, parameters: dict, timeout: float, progress: bool, entered: list) -> nbformat.NotebookNode:
     "Run `notebook` into `folder`; `entered` collects the cells as they start. Raises what papermill raises, and on the time limit."
     deadline = time.monotonic() + timeout
@@ -105,7 +105,7 @@ def _execute(notebook: Path, folder: Path, parameters: dict, timeout: float, pro
 class RecordError(ValueError):
     "What a notebook recorded is not what a report needs."
 
-
+# %% ../nbs/19_report.ipynb #22fa572c
 class RunFailed(RuntimeError):
     "A run that started and did not succeed; what there is of it stays in `folder`."
 
@@ -113,7 +113,7 @@ class RunFailed(RuntimeError):
         super().__init__(message)
         self.folder = folder
 
-
+# %% ../nbs/19_report.ipynb #54d90d03
 def _reason(error: BaseException, timeout: float) -> str:
     if isinstance(error, RecordError):
         return str(error)
@@ -146,7 +146,7 @@ def _explain(error: BaseException, output: Path, entered: list, timeout: float) 
 # %% ../nbs/19_report.ipynb #24700ab8
 SECTIONS = {"question": str, "verdict": str, "headline": list, "results": dict, "data": dict}
 
-
+# %% ../nbs/19_report.ipynb #4f25f456
 def _recorded(notebook: nbformat.NotebookNode) -> dict:
     "What the case recorded; raises `RecordError` if it is not what a report needs."
     sections = read_records(notebook)
@@ -158,7 +158,7 @@ def _recorded(notebook: nbformat.NotebookNode) -> dict:
         raise RecordError("each item of headline must be a dict with a name and a value; correct the notebook's record(...)")
     return sections
 
-
+# %% ../nbs/19_report.ipynb #445d74fc
 def _identity(case, notebook: Path, declared: dict[str, Parameter], values: dict) -> dict:
     "What a run is known by before it has run: parameters, code, environment and the command that repeats it."
     code = [cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]

@@ -23,7 +23,7 @@ from .data import DatasetError, Fold
 class SeriesError(DatasetError):
     "A series or a request that cannot be forecast as it stands; the message names the thing, the rule and the remedy."
 
-
+# %% ../nbs/39_series.ipynb #ab095466
 def standard_time(times: pd.DatetimeIndex) -> pd.DatetimeIndex:
     "`times` at the fixed offset that their zone has in winter; days or longer steps lose the zone. Times without zone stay."
     if times.tz is None or len(times) > 1 and times[1] - times[0] >= pd.Timedelta("23h"):
@@ -31,7 +31,7 @@ def standard_time(times: pd.DatetimeIndex) -> pd.DatetimeIndex:
     offset = min(pd.Timestamp(times[0].year, month, 1, tz=times.tz).utcoffset() for month in (1, 7))
     return times.tz_convert(datetime.timezone(offset))
 
-
+# %% ../nbs/39_series.ipynb #937c91b5
 def steps_per_day(times: pd.DatetimeIndex) -> int:
     "How many steps of the regular `times` make a day; raises `SeriesError` where they are irregular or do not divide a day."
     gaps = times.to_series().diff().dropna()
@@ -73,7 +73,7 @@ def public_holidays(country: str, subdivision: str = "") -> dict:
     except NotImplementedError as error:
         raise SeriesError(f"[roles] country {country!r}, subdivision {subdivision!r}: {error} Use ISO 3166 codes, as AU and VIC") from None
 
-
+# %% ../nbs/39_series.ipynb #70280147
 def _marks_days(flag: pd.Series) -> bool:
     "Whether `flag` is 0 or 1 all day long and mostly tells Monday to Friday from the weekend (a promotion does not)."
     days = flag.groupby(flag.index.normalize())
@@ -127,7 +127,7 @@ def ahead_rows(request: pd.DataFrame, task: Task) -> np.ndarray:
     "Which rows of `request` are to be forecast."
     return np.arange(len(request)) % (task.window + task.horizon) >= task.window
 
-
+# %% ../nbs/39_series.ipynb #c89c2bcc
 def requests(series: pd.DataFrame, task: Task, origins, weather_error: float = 0.0, seed: int = 0) -> pd.DataFrame:
     """One request per origin, stacked: origin, time, value (missing from the origin on) and drivers over the window and the horizon.
 
@@ -175,7 +175,7 @@ def _calendar(dates: pd.DatetimeIndex, task: Task) -> dict[str, np.ndarray]:
     season = np.cos(2 * np.pi * (dates.day_of_year.to_numpy() + 10) / 365.25)
     return {"weekday": weekday, "holiday": holiday, "day_type": (weekday < 5) & (holiday == 0), "season": season}
 
-
+# %% ../nbs/39_series.ipynb #da7ebe44
 def grids(request: pd.DataFrame, task: Task) -> dict[str, np.ndarray]:
     "Value (its logarithm if `task.log`), drivers and calendar as arrays with a row per request and a column per step."
     length, ahead, drivers = task.window + task.horizon, ahead_rows(request, task), list(task.drivers)

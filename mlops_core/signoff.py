@@ -12,7 +12,7 @@ import pandas as pd
 from . import audit
 from .govern import GateName, GovernanceError, RiskClass, Role, file_hash, load_use_case, read_policy_file, risk_class
 
-# %% ../nbs/02_signoff.ipynb #35ae9ba6
+# %% ../nbs/02_signoff.ipynb #cedeb2ca
 def responsibilities() -> pd.DataFrame:
     "Steps by roles: R, A, C, I or empty; raises `GovernanceError` where a step has not one A and at least one R."
     steps = read_policy_file("responsibilities")["steps"]
@@ -25,7 +25,7 @@ def responsibilities() -> pd.DataFrame:
                                   f"{', '.join(roles)}; it has {row}")  # fmt: skip
     return pd.DataFrame({step: {role: row.get(role, "") for role in roles} for step, row in steps.items()}).T
 
-
+# %% ../nbs/02_signoff.ipynb #73c4fead
 def people() -> dict[str, list[str]]:
     "Who holds which roles."
     found = read_policy_file("people").get("people", {})
@@ -34,7 +34,7 @@ def people() -> dict[str, list[str]]:
             raise GovernanceError(f"data/policies/people.toml: {person} = {roles!r}; a person has a list of roles out of {', '.join(Role.__args__)}")
     return found
 
-
+# %% ../nbs/02_signoff.ipynb #2ed104fe
 def acting(actor: str, role: str) -> None:
     "Raises `GovernanceError` unless `actor` holds `role`, and says who does. Names are self-declared where there is no identity provider."
     holders = [person for person, roles in people().items() if role in roles]
@@ -42,7 +42,7 @@ def acting(actor: str, role: str) -> None:
         who = ", ".join(holders) or "nobody"
         raise GovernanceError(f"{actor or 'nobody'} does not hold the role {role or '(none)'}; {who} does (data/policies/people.toml)")
 
-# %% ../nbs/02_signoff.ipynb #54f5741c
+# %% ../nbs/02_signoff.ipynb #92fc880f
 def sign_off(model: str, version: int, role: str, *, actor: str, manifest: str, comment: str) -> audit.Entry:
     """Record that `actor`, as `role`, accepts the version whose manifest has the hash `manifest`.
 
@@ -61,14 +61,14 @@ def sign_off(model: str, version: int, role: str, *, actor: str, manifest: str, 
     payload = {"role": role, "manifest": manifest, "comment": comment.strip()}
     return audit.append("signed_off", subject, payload, actor=actor, role=role)
 
-
+# %% ../nbs/02_signoff.ipynb #fc810b96
 def sign_offs(model: str, version: int, manifest: str) -> pd.DataFrame:
     "The sign-offs of a version that name this `manifest`: role, actor, comment, number, time. Those of another artifact do not count."
     found = audit.entries(event="signed_off", subject=f"{model}/{version}")
     found = found[pd.Series([payload.get("manifest") == manifest for payload in found["payload"]], found.index, dtype=bool)]
     return found.assign(comment=[payload["comment"] for payload in found["payload"]])[["role", "actor", "comment", "number", "time"]]
 
-# %% ../nbs/02_signoff.ipynb #63061b29
+# %% ../nbs/02_signoff.ipynb #33389ed8
 def responsible_ai() -> pd.DataFrame:
     "The five elements by name: what each means, and the gates that serve it; raises `GovernanceError` for a check that is no gate."
     found = read_policy_file("responsible_ai")
@@ -77,7 +77,7 @@ def responsible_ai() -> pd.DataFrame:
             raise GovernanceError(f"data/policies/responsible_ai.toml: {element} needs means and checks out of {', '.join(GateName.__args__)}")
     return pd.DataFrame(found).T
 
-# %% ../nbs/02_signoff.ipynb #d1ebf502
+# %% ../nbs/02_signoff.ipynb #c3ef2b60
 def classify(case: str, *, actor: str, role: str) -> RiskClass:
     "Class the use case and record the decision with the hashes of the files that it rests on."
     found = risk_class(load_use_case(case))
@@ -85,13 +85,13 @@ def classify(case: str, *, actor: str, role: str) -> RiskClass:
     audit.append("classified", case, {"class": found.name, "score": found.score, "files": rules}, actor=actor, role=role)
     return found
 
-
+# %% ../nbs/02_signoff.ipynb #13f080c7
 STEPS = (
     "Understand and classify the use case", "Establish an ethical position", "Establish responsibilities", "Determine policies",
     "Integrate the policies into the process", "Select the tools", "Engage and educate", "Monitor and refine",
 )  # fmt: skip
 
-
+# %% ../nbs/02_signoff.ipynb #3a44f0b1
 def _decided(case: str, name: str) -> tuple:
     "The newest entry that recorded the file `name` as it is now: evidence and time; or why there is none."
     rows = [row for row in audit.entries(case, event="classified").itertuples() if name in row.payload["files"]]
@@ -101,12 +101,12 @@ def _decided(case: str, name: str) -> tuple:
         return "", "", f"{name}.toml was changed since entry {rows[-1].number}: decide again"
     return f"entry {rows[-1].number} by {rows[-1].actor} ({rows[-1].role}), file {file_hash(name)[:12]}", rows[-1].time, ""
 
-
+# %% ../nbs/02_signoff.ipynb #df9f27d6
 def _happened(case: str, event: str, gap: str) -> tuple:
     rows = list(audit.entries(case, event=event).itertuples())
     return (f"entry {rows[-1].number}: {rows[-1].subject} by {rows[-1].actor} ({rows[-1].role})", rows[-1].time, "") if rows else ("", "", gap)
 
-# %% ../nbs/02_signoff.ipynb #fd3d198d
+# %% ../nbs/02_signoff.ipynb #620a3a89
 def governance_steps(case: str) -> pd.DataFrame:
     "The eight steps for a case: step, claim, evidence, when, gap. Evidence comes from the audit log and from hashes of files only."
     found = load_use_case(case)
@@ -127,7 +127,7 @@ def governance_steps(case: str) -> pd.DataFrame:
     rows = [(step, *claim) for step, part in zip(STEPS, claims, strict=True) for claim in part]
     return pd.DataFrame(rows, columns=["step", "claim", "evidence", "when", "gap"])
 
-
+# %% ../nbs/02_signoff.ipynb #a993a54f
 def _trained(case: str, material: str) -> tuple:
     rows = [row for row in audit.entries(event="trained").itertuples() if row.payload.get("material") == material]
     return (f"entry {rows[-1].number} by {rows[-1].actor}", rows[-1].time, "") if rows else ("", "", f"nobody is recorded as trained by {material}")

@@ -96,7 +96,7 @@ def test_notebook_reads_as_the_house_reads(path):
     code = [c for c in cells(path, "code") if c.source.strip()]
     lines = sorted(len([line for line in c.source.splitlines() if line.strip() and not line.startswith("#|")]) for c in code)
     assert len(code) <= 45, "at most 45 code cells"
-    assert lines[len(lines) // 2] <= 12 and lines[min(len(lines) - 1, int(len(lines) * 0.9))] <= 28, "cells are short"
+    assert lines[len(lines) // 2] <= 10 and lines[min(len(lines) - 1, int(len(lines) * 0.9))] <= 22, "cells are short"
     assert not [c for c in code if re.search(r"^\s*[!%]", c.source, re.M)], "no shell and no magic"
     assert not [c for c in cells(path) if re.search(r"(?<![\w.])/(?:home|root|work|tmp|Users)/", c.source)], "no absolute path"
     assert path.stat().st_size < 600_000, "outputs stay small"
