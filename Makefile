@@ -20,7 +20,7 @@ lab: .venv/runtime
 
 test: .venv/dev
 	$(LIMIT) $(BIN)/nbdev_test --n_workers 2 --do_print
-	$(LIMIT) $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/dev
 	$(BIN)/ruff check .

@@ -139,7 +139,7 @@ class Parameter:
     @property
     def allowed(self) -> str:
         "What may be given, in words."
-        bounds = f" in [{self.low:g}, {self.high:g}]" if self.low is not None else ""
+        bounds = f" in [{self.low:.10g}, {self.high:.10g}]" if self.low is not None else ""
         return self.type.__name__ + bounds + (f", one of {', '.join(self.choices)}" if self.choices else "")
 
 # %% ../nbs/00_core.ipynb #35285976
@@ -240,7 +240,7 @@ def use_house_style() -> None:
     plt.rcParams.update({
         "figure.figsize": (7.2, 3.4), "figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True,
         "axes.prop_cycle": plt.cycler(color=PALETTE), "axes.spines.top": False, "axes.spines.right": False,
-        "axes.grid": True, "grid.alpha": 0.25, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False,
+        "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.25, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False,
     })  # fmt: skip
 
 

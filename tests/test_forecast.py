@@ -317,7 +317,6 @@ def test_case_on_a_daily_series_with_zeros_drivers_and_holidays(own_folder, tmp_
 @pytest.mark.parametrize(
     "parameters, message",
     [
-        ({"horizon_days": 15}, "horizon_days: 15 is not allowed"),
         ({"horizon_days": 14, "window_days": 14}, "raise window_days"),
         ({"dataset": "credit_default"}, "this case needs"),
         ({"train_days": 30}, "too short"),
