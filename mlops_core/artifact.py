@@ -28,9 +28,9 @@ from safetensors.torch import save_model as save_weights
 class ArtifactError(ValueError):
     "Files that are not what they should be, or a thing that cannot be stored without pickle."
 
-# %% ../nbs/09_artifact.ipynb #f0b3cfde
+# %% ../nbs/09_artifact.ipynb #132e989a
 OWN = ("mlops_core", "optbinning")  # objects stored by class and values
-TRUSTED = ("sklearn", "pygam", "numpy", "scipy", "builtins", "collections")  # what a skops file may hold
+TRUSTED = (*OWN, "sklearn", "pygam", "xgboost", "numpy", "scipy", "builtins", "collections")  # what a skops file may hold
 
 # %% ../nbs/09_artifact.ipynb #3853756e
 def _named(path: str, kind: type):
@@ -218,7 +218,7 @@ def _read_objects(reader: _Reader, items, shape: list) -> np.ndarray:
     array[:] = reader.decode(items)
     return array.reshape(shape)
 
-# %% ../nbs/09_artifact.ipynb #3c48060e
+# %% ../nbs/09_artifact.ipynb #0c1df5b7
 DECODERS = {
     "float": lambda reader, text: float(text),
     "list": lambda reader, items: [reader.decode(item) for item in items],
@@ -232,7 +232,7 @@ DECODERS = {
     "frame": lambda reader, file: pd.read_parquet(reader.path(file)),
     "columns": lambda reader, columns, at: pd.DataFrame(reader.decode(columns), index=reader.decode(at)),
     "series": lambda reader, frame, named: reader.decode(frame)["0"].rename(reader.decode(named)),
-    "index": lambda reader, frame, named: pd.Index(reader.decode(frame)["0"], name=reader.decode(named)),
+    "index": lambda reader, frame, named: pd.Index(reader.decode(frame)["0"]).rename(reader.decode(named)),
     "extension": lambda reader, frame: reader.decode(frame)["0"].array,
     "dtype": lambda reader, name: pd.api.types.pandas_dtype(name),
     "timestamp": lambda reader, text, unit: pd.Timestamp(text).as_unit(unit),

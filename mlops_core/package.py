@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EVIDENCE', 'Recipe', 'evidence', 'missing_evidence', 'facts', 'code_fingerprint', 'model_card', 'package_model',
-           'LoadedModel', 'find_version', 'packaged', 'model_folder', 'load_model', 'retrain', 'Reproduction',
-           'reproduce']
+           'LoadedModel', 'find_version', 'packaged', 'model_folder', 'load_model', 'recipe_of', 'retrain',
+           'Reproduction', 'reproduce']
 
 # %% ../nbs/09_package.ipynb #619ab4b6
 import dataclasses
@@ -265,10 +265,15 @@ def _load_pyfunc(path: str) -> _Served:
     stored = load_object(Path(path) / "model")
     return _Served(functools.partial(stored["answer"], stored["model"]))
 
-# %% ../nbs/09_package.ipynb #947328fd
+# %% ../nbs/09_package.ipynb #114dd9be
+def recipe_of(folder: Path) -> Recipe:
+    "The recipe of the artifact in `folder`."
+    return Recipe(**load_object(folder / "recipe"))
+
+# %% ../nbs/09_package.ipynb #82d8ab02
 def retrain(folder: str, into: str) -> None:
     "Make the model of the artifact in `folder` again; write what it answers, and the facts of this making, to `into`. Runs in a process of its own."
-    recipe = Recipe(**load_object(Path(folder) / "recipe"))
+    recipe = recipe_of(Path(folder))
     answer = load_object(Path(folder) / "model")["answer"]
     fold = recipe.fold()
     answer(recipe.fit(fold), pd.read_parquet(Path(folder) / "sample" / "requests.parquet")).to_parquet(Path(into) / "answers.parquet")
@@ -276,14 +281,14 @@ def retrain(folder: str, into: str) -> None:
             "environment": core.environment()}  # fmt: skip
     (Path(into) / "facts.json").write_text(json.dumps(made))
 
-# %% ../nbs/09_package.ipynb #1caab311
+# %% ../nbs/09_package.ipynb #9a26858e
 def _retrain_elsewhere(folder: Path, into: str) -> None:
     command = [sys.executable, "-c", "import sys; from mlops_core.package import retrain; retrain(*sys.argv[1:])", str(folder), into]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": "0"})
     if done.returncode:
         raise ArtifactError(f"the model could not be made again: {done.stderr.strip().splitlines()[-1]}")
 
-# %% ../nbs/09_package.ipynb #378ec463
+# %% ../nbs/09_package.ipynb #a71c0ad8
 @dataclass(frozen=True)
 class Reproduction:
     "Whether the model could be made again, how far the answers are apart at most (relative), and what causes it if they are too far."
@@ -296,7 +301,7 @@ class Reproduction:
         apart = f"the answers differ by {self.difference:.2g} at most, {self.tolerance:.2g} is allowed"
         return f"reproduced: {apart}" if self.equal else f"not reproduced: {apart}; " + "; ".join(self.causes)
 
-# %% ../nbs/09_package.ipynb #2ebe5136
+# %% ../nbs/09_package.ipynb #4502f3a8
 def _apart(ours: pd.DataFrame, theirs: pd.DataFrame) -> float:
     "The largest relative difference of numbers; infinite where anything else differs."
     numbers = ours.select_dtypes("float").columns
@@ -307,7 +312,7 @@ def _apart(ours: pd.DataFrame, theirs: pd.DataFrame) -> float:
         return np.inf
     return float(np.nanmax(np.abs(first - second) / np.maximum(np.abs(first), 1e-9), initial=0))
 
-# %% ../nbs/09_package.ipynb #0a0a5c56
+# %% ../nbs/09_package.ipynb #6721f2af
 def _causes(before: dict, after: dict) -> tuple[str, ...]:
     old, new = before["environment"], after["environment"]
     packages = [f"{name} {old.get(name)} is now {new.get(name)}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
@@ -320,7 +325,7 @@ def _causes(before: dict, after: dict) -> tuple[str, ...]:
     named = tuple(cause for cause, is_so in found.items() if is_so)
     return named or ("seed: data, code and packages are the same, so something in the fit draws numbers that the seed does not drive",)
 
-# %% ../nbs/09_package.ipynb #24161c8c
+# %% ../nbs/09_package.ipynb #cdf21e40
 def reproduce(name: str, version: int | str, *, actor: str, role: str) -> Reproduction:
     "Make a version again in a new process and compare; the outcome goes to the audit log. Raises `ArtifactError` if it cannot be made at all."
     loaded = load_model(name, version)
