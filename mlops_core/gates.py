@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['GATES', 'Verdict', 'Review', 'paired_gain', 'quality', 'champion', 'contract', 'availability', 'calibration',
            'slices', 'fairness', 'behaviour', 'privacy', 'budget', 'reproducibility', 'documentation', 'signed',
-           'check_gates', 'GateRefused', 'Override', 'promote', 'alias_mismatch', 'mirror_aliases', 'open_overrides']
+           'check_gates', 'GateRefused', 'Promotion', 'Override', 'promote', 'alias_mismatch', 'mirror_aliases',
+           'open_overrides']
 
 # %% ../nbs/10_gates.ipynb #6757362a
 from collections.abc import Callable
@@ -248,15 +249,22 @@ def _verdict(gate: Callable[[Review], Verdict], review: Review) -> Verdict:
     except Exception as error:  # a gate that cannot be asked does not open
         return Verdict(False, np.nan, f"could not be checked: {type(error).__name__}: {error}")
 
-# %% ../nbs/10_gates.ipynb #51b2688e
+# %% ../nbs/10_gates.ipynb #bf83658d
 class GateRefused(RuntimeError):
-    "A version that may not be promoted; `failed` has the gates that refuse it: gate, value, why."
+    "A version that may not be promoted; `gates` has all verdicts, `failed` those that refuse it: gate, passed, value, why."
 
-    def __init__(self, message: str, failed: pd.DataFrame):
+    def __init__(self, message: str, gates: pd.DataFrame, failed: pd.DataFrame):
         super().__init__(message)
-        self.failed = failed
+        self.gates, self.failed = gates, failed
 
-# %% ../nbs/10_gates.ipynb #da20c222
+# %% ../nbs/10_gates.ipynb #e505e927
+@dataclass(frozen=True)
+class Promotion:
+    "What became of a version, `champion`, `approved` or `refused`, and the verdicts of its gates."
+    status: str
+    gates: pd.DataFrame
+
+# %% ../nbs/10_gates.ipynb #5b323d40
 @dataclass(frozen=True)
 class Override:
     "Gates that are passed over by `actor` in a `role` that may, because of `rationale`, until the date `until` (UTC)."
@@ -266,7 +274,7 @@ class Override:
     rationale: str
     until: pd.Timestamp
 
-# %% ../nbs/10_gates.ipynb #55354789
+# %% ../nbs/10_gates.ipynb #aa19793a
 def _check_override(override: Override, policy: Policy) -> None:
     acting(override.actor, override.role)
     if override.role not in policy.override_roles:
@@ -279,9 +287,9 @@ def _check_override(override: Override, policy: Policy) -> None:
     if not core.now() < override.until <= latest:
         raise GovernanceError(f"an override ends after now, by {latest:%Y-%m-%d} ({policy.override_days:g} days), not on {override.until:%Y-%m-%d}")
 
-# %% ../nbs/10_gates.ipynb #c9fdeeb5
-def promote(name: str, version: int | str, to: str = "champion", *, actor: str, role: str, override: Override | None = None) -> str:
-    """Approve a version, and make it champion if none is live or its roll-out has passed; returns `champion` or `approved`.
+# %% ../nbs/10_gates.ipynb #52d59892
+def promote(name: str, version: int | str, to: str = "champion", *, actor: str, role: str, override: Override | None = None) -> Promotion:
+    """Approve a version, and make it champion if none is live or its roll-out has passed; returns which, and the verdicts.
 
     Raises `GateRefused` with the failed gates, `GovernanceError` for a person or an override that may not, `AuditConflict` if something was
     decided about this model meanwhile. Whatever stops it, the champion stays what it was.
@@ -298,23 +306,23 @@ def promote(name: str, version: int | str, to: str = "champion", *, actor: str, 
     refused = failed[~failed["gate"].isin(override.gates if override else ())]
     if len(refused):
         said = "".join(f"\n  {row.gate}: {row.why}" for row in refused.itertuples())
-        raise GateRefused(f"{loaded.subject} may not be promoted; {len(refused)} gate(s) refuse it:{said}", refused)
+        raise GateRefused(f"{loaded.subject} may not be promoted; {len(refused)} gate(s) refuse it:{said}", table, refused)
     if override and len(failed):
         noted = {"gates": list(override.gates), "rationale": override.rationale, "until": override.until.isoformat(), "manifest": loaded.manifest}
         known = audit.append("override", loaded.subject, noted, actor=override.actor, role=override.role, since=known).number
     known = audit.append("approved", loaded.subject, {"manifest": loaded.manifest}, actor=actor, role=role, since=known).number
     if to == "approved" or not _may_go_live(name, loaded):
-        return "approved"
+        return Promotion("approved", table)
     audit.append("champion", loaded.subject, {"manifest": loaded.manifest}, actor=actor, role=role, since=known)
     mirror_aliases(name)
-    return "champion"
+    return Promotion("champion", table)
 
-# %% ../nbs/10_gates.ipynb #6a89e2ea
+# %% ../nbs/10_gates.ipynb #b87cbe4b
 def _may_go_live(name: str, loaded: LoadedModel) -> bool:
     live = audit.live(name)
     return live in (None, str(loaded.version)) or not audit.entries(event="rollout_passed", subject=loaded.subject).empty
 
-# %% ../nbs/10_gates.ipynb #cc337996
+# %% ../nbs/10_gates.ipynb #94d6ce97
 def alias_mismatch(name: str) -> list[str]:
     "Where MLflow's aliases say something else than the audit log, in sentences."
     mlflow.set_tracking_uri(core.tracking_uri())
@@ -326,7 +334,7 @@ def alias_mismatch(name: str) -> list[str]:
     return [f"MLflow calls version {labelled.get(role, 'none')} the {role} of {name}; the audit log says {truth[role] or 'none'}"
             for role in truth if str(labelled.get(role, "none")) != (truth[role] or "none")]  # fmt: skip
 
-# %% ../nbs/10_gates.ipynb #b8316cce
+# %% ../nbs/10_gates.ipynb #74edb7b5
 def mirror_aliases(name: str) -> list[str]:
     "Set MLflow's aliases to what the audit log says; returns what was wrong."
     found, client = alias_mismatch(name), mlflow.MlflowClient()
@@ -335,7 +343,7 @@ def mirror_aliases(name: str) -> list[str]:
         client.set_registered_model_alias(name, role, live) if live else client.delete_registered_model_alias(name, role)
     return found
 
-# %% ../nbs/10_gates.ipynb #b655b608
+# %% ../nbs/10_gates.ipynb #896f965d
 def open_overrides(name: str) -> pd.DataFrame:
     "Overrides of a model's versions that are approved: subject, gates, by, rationale, until, expired."
     rows = [{"subject": row.subject, "gates": ", ".join(row.payload["gates"]), "by": f"{row.actor} ({row.role})",

@@ -71,11 +71,11 @@ EVIDENCE = {
     "monitoring": "what is watched in production, how often, by whom",
 }
 
-# %% ../nbs/09_package.ipynb #5ac4b618
+# %% ../nbs/09_package.ipynb #fe36ca48
 def evidence(folder: Path, name: str) -> pd.DataFrame | None:
     "The table of evidence `name` of the artifact in `folder`, or None if the case handed over none."
     path = Path(folder) / "evidence" / f"{name}.json"
-    return pd.read_json(path, orient="split", precise_float=True, convert_dates=False, dtype=False) if path.exists() else None
+    return pd.read_json(path, orient="split", precise_float=True, dtype=False) if path.exists() else None
 
 # %% ../nbs/09_package.ipynb #e3c81021
 def missing_evidence(folder: Path) -> list[str]:

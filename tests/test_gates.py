@@ -96,11 +96,11 @@ def halve(model):
 def test_the_good_version_passes_every_gate_and_goes_live():
     version = make()
     assert refusals(version) == set()
-    assert promote(version) == "champion" and audit.live("credit_risk") == "1" and package.load_model("credit_risk").version == 1
-    assert promote(make()) == "approved", "a second version waits for its roll-out"
+    assert promote(version).status == "champion" and audit.live("credit_risk") == "1" and package.load_model("credit_risk").version == 1
+    assert promote(make()).status == "approved", "a second version waits for its roll-out"
     assert audit.live("credit_risk") == "1"
     audit.append("rollout_passed", "credit_risk/2", actor="cho", role="devops")
-    assert gates.promote("credit_risk", 2, actor="cho", role="devops") == "champion" and audit.live("credit_risk") == "2"
+    assert gates.promote("credit_risk", 2, actor="cho", role="devops").status == "champion" and audit.live("credit_risk") == "2"
     assert mlflow.MlflowClient().get_registered_model("credit_risk").aliases["champion"] in (2, "2") and audit.verify() == []
 
 
@@ -135,7 +135,7 @@ def test_what_deserves_to_fail_a_gate_fails_exactly_it(bad):
 
 
 def test_a_worse_version_is_refused_by_the_champion_alone():
-    assert promote(make()) == "champion"
+    assert promote(make()).status == "champion"
     fewer = make(BoostedTrees(SIGNS), columns=("limit_bal", "pay_0", "pay_amt1"))
     assert "champion" in refusals(fewer) and "quality" not in refusals(fewer)
     worse = make(BoostedTrees(SIGNS, max_depth=1, learning_rate=0.01))
@@ -157,7 +157,7 @@ EXCUSE = gates.Override(("documentation",), "ben", "model_risk_manager", "the re
 
 def test_an_override_lands_in_the_log_and_expires(monkeypatch):
     version = make(without=["risks"])
-    assert promote(version, override=EXCUSE) == "champion"
+    assert promote(version, override=EXCUSE).status == "champion"
     shown = gates.open_overrides("credit_risk").iloc[0]
     assert shown["gates"] == "documentation" and shown["by"] == "ben (model_risk_manager)" and not shown["expired"]
     later = core.now() + pd.Timedelta(days=4)
@@ -214,7 +214,7 @@ def slowly(*words, **more):
 
 gates.check_gates = slowly
 try:
-    print(gates.promote(name, int(sys.argv[1]), actor="cho", role="devops"))
+    print(gates.promote(name, int(sys.argv[1]), actor="cho", role="devops").status)
 except audit.AuditConflict as refusal:
     print(refusal)
 """
