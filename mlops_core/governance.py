@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['governance_facts', 'governance_report', 'walk_through', 'show_gates', 'folded_card', 'turn_a_byte']
 
-# %% ../nbs/19_governance.ipynb #88f3c4f9
+# %% ../nbs/19_governance.ipynb #d5346ddb
 import json
 import shutil
 import tempfile
