@@ -172,6 +172,12 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):
         shares = self.model_.get_booster().predict(matrix, pred_contribs=True)
         return pd.DataFrame(shares, index=X.index, columns=[*self.columns_, "base"])[["base", *X.columns]].astype(float)
 
+    def portable(self, X):
+        "The trees, the matrix of numbers that they expect for `X` (a level by its place), and what they answer; see `portable.export_onnx`."
+        frame = self._frame(X)
+        places = {name: frame[name].cat.codes.where(frame[name].notna()) for name in self.levels_}
+        return self.model_, frame.assign(**places).to_numpy("float32"), self.model_.predict_proba(frame)
+
 # %% ../nbs/20_credit.ipynb #2a735ab2
 def contract_signs(dataset: Dataset, features: list[str]) -> dict[str, int]:
     "The direction that the contract demands of each feature, as `monotone` of `BoostedTrees`; columns without one are left out."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MINIMUM_ORIGINS', 'KNOWN', 'BOOSTING', 'Naive', 'training_requests', 'FeatureForecaster', 'Additive', 'BoostedTrees',
            'ArimaErrors', 'Network', 'Lstm', 'MeanForecast', 'intervals', 'WithIntervals', 'answer', 'score',
-           'forecast_candidates', 'forecast_case']
+           'forecast_candidates', 'forecast_case', 'consumption_fold']
 
 # %% ../nbs/40_forecast.ipynb #ed78a34f
 from dataclasses import replace
@@ -23,10 +23,10 @@ from statsmodels.tsa.arima.estimators.innovations import innovations_mle
 from threadpoolctl import threadpool_limits
 
 from .core import generator
-from .data import Case
+from .data import Case, Fold, load_dataset, reference_split
 from .evaluate import forecast_metrics, mase_scale
 from .experiment import Candidate
-from .series import SeriesError, Task, ahead_rows, day_starts, features, grids, requests, running_mean
+from .series import SeriesError, Task, ahead_rows, day_starts, features, forecast_fold, grids, prepare, requests, running_mean
 
 # %% ../nbs/40_forecast.ipynb #008fb6cd
 def _answers(request: pd.DataFrame, task: Task, predicted) -> pd.DataFrame:
@@ -387,3 +387,15 @@ def forecast_case(series: pd.DataFrame, task: Task, start, title: str = "", epoc
         "consumption_forecast", title, metric="mape" if task.log else "mase", greater_is_better=False,
         candidates=forecast_candidates(task, epochs), answer=answer, score=partial(score, scale=scale), request_key="origin",
     )  # fmt: skip
+
+# %% ../nbs/40_forecast.ipynb #93640879
+def consumption_fold(dataset: str, horizon_days: int = 1, window_days: int = 28, train_days: int = 0, sample: int = 0,
+                     driver_error: float = 0.0, seed: int = 0) -> Fold:
+    "Everything before the test part of a data set's reference split, and a request at the start of each (or `sample`) of its days."
+    source = load_dataset(dataset)
+    series, task = prepare(source.table, source.roles, horizon_days, window_days)
+    train, validation, _ = reference_split(source)
+    valid_from, test_from = series.index[len(train)], series.index[len(train) + len(validation)]
+    if train_days:
+        series = series[series.index >= valid_from - pd.Timedelta(days=train_days)]
+    return forecast_fold(series, task, test_from, None, sample, driver_error, seed)

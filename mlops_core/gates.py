@@ -74,13 +74,12 @@ def paired_gain(review: Review, other: pd.DataFrame, blocks: int = 20) -> tuple[
 def _rows(frame, key: str, part):
     return frame[frame[key].isin(part)] if key else frame.loc[part]
 
-# %% ../nbs/10_gates.ipynb #c142c176
+# %% ../nbs/10_gates.ipynb #ae70aefb
 def quality(review: Review) -> Verdict:
     "Better than the baseline on the same requests, beyond chance."
     other = review.table("baseline")
     if other.empty:
         return Verdict(False, np.nan, "no answers of a baseline were packaged")
-    other = other.set_axis(review.answers.index) if len(other) == len(review.answers) else other
     gain, low, high = paired_gain(review, other)
     why = f"{review.facts['metric']} {gain:+.4f} against the baseline ({low:+.4f} to {high:+.4f}); the interval must be above 0"
     return Verdict(low > 0, gain, why)
@@ -112,13 +111,21 @@ def contract(review: Review) -> Verdict:
         return Verdict(False, len(unknown) + len(missing), "; ".join(said))
     return Verdict(True, 0, f"{len(sources)} columns have a source in the contract of {review.dataset.name}, which the data keep")
 
-# %% ../nbs/10_gates.ipynb #86c6365d
+# %% ../nbs/10_gates.ipynb #8874f05d
 def availability(review: Review) -> Verdict:
-    "No column is known only after the outcome."
-    late = [source for source in review.table("inputs", "source")["source"] if _is_late(review.dataset, source)]
+    "No column is known only after the outcome, unless the requests hold nothing of it from their `known_until` on."
+    rows = review.table("inputs", "column", "source")
+    late = [row["source"] for _, row in rows.iterrows() if _is_late(review.dataset, row["source"]) and not _is_past(review.fold.X_test, row)]
     return Verdict(not late, len(late), f"known only after the outcome: {', '.join(late)}" if late else "every source is known at the decision")
 
-# %% ../nbs/10_gates.ipynb #f9f36301
+# %% ../nbs/10_gates.ipynb #709fe01c
+def _is_past(requests: pd.DataFrame, row: pd.Series) -> bool:
+    "Whether the column of an input holds values only from before the moment in column `known_until` (its own times are in column `at`)."
+    if not isinstance(row.get("known_until"), str):
+        return False
+    return bool(requests.loc[requests[row["at"]] >= requests[row["known_until"]], row["column"]].isna().all())
+
+
 def _is_late(dataset: Dataset, source: str) -> bool:
     table, _, column = source.partition(".")
     try:

@@ -105,15 +105,16 @@ def governance_report(case: str, folder: Path | None = None) -> Path:
     write_whole(folder / "governance.html", f"{head}<style>{style}</style><main>{markdown2html(_page(facts))}</main></html>")
     return folder / "governance.html"
 
-# %% ../nbs/19_governance.ipynb #77c29add
+# %% ../nbs/19_governance.ipynb #ecd80bf2
 def walk_through(version: LoadedModel, sign_offs: str = "demonstration") -> Promotion:
     """Class the use case, make the version again, sign it off as recorded, and promote it; returns status and gates.
 
-    With `sign_offs` "none" nobody signs, so the version stays `refused`; what a gate refuses stays refused either way.
+    With `sign_offs` "none" nobody makes it again or signs, so it stays `refused`; what a gate refuses stays refused either way.
     """
     recorded, case = demonstration(), version.name
     classify(case, actor="ben", role="model_risk_manager")
-    reproduce(case, version.version, actor=recorded.reproducer, role="data_engineer")
+    if sign_offs == "demonstration":
+        reproduce(case, version.version, actor=recorded.reproducer, role="data_engineer")
     for signature in recorded.sign_offs if sign_offs == "demonstration" else ():
         if signature.role in load_policy(risk_class(load_use_case(case)).name).sign_offs:
             sign_off(case, version.version, signature.role, actor=signature.actor, manifest=version.manifest, comment=signature.comment)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['FEWEST_USERS', 'purchases', 'sample_users', 'History', 'make_history', 'ranking_fold', 'Popularity', 'recommend',
            'PersonalFrequency', 'ItemNeighbours', 'Factors', 'Facts', 'candidate_features', 'TwoStage', 'basket_lift',
-           'half_baskets', 'recommendation_case']
+           'half_baskets', 'answer_lists', 'score_lists', 'recommendation_fold', 'recommendation_case']
 
 # %% ../nbs/30_recommend.ipynb #21197a83
 import warnings
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from xgboost import XGBRanker
 
 from .core import generator
-from .data import Case, Dataset, Fold, as_of
+from .data import Case, Dataset, Fold, as_of, load_dataset, reference_split
 from .evaluate import ranking_metrics
 from .experiment import Candidate
 
@@ -430,6 +430,23 @@ def half_baskets(frame: pd.DataFrame, items, seed: int, smallest: int = 4) -> tu
     shown = draw <= first.groupby("user")["item"].transform("size") // 2
     return first.loc[shown, ["user", "item"]], first.loc[~shown, ["user", "item"]]
 
+# %% ../nbs/30_recommend.ipynb #11867680
+def answer_lists(model, requests: pd.DataFrame, k: int = 10) -> pd.DataFrame:
+    "What is served: the best `k` items for each user of `requests`."
+    return recommend(model, requests["user"], k)
+
+
+def score_lists(truth: pd.DataFrame, answers: pd.DataFrame, k: int = 10) -> dict[str, float]:
+    "`ranking_metrics` of lists against what was bought."
+    return ranking_metrics(answers, truth, k)
+
+
+def recommendation_fold(dataset: str, sample: int = 0, seed: int = 0, horizon_days: int = 14, minimum_buyers: int = 5) -> Fold:
+    "All purchases before the test part of a data set's reference split, and what is bought in the days from its beginning."
+    source = load_dataset(dataset)
+    first_test = reference_split(source)[2][source.roles["time"]].min().normalize()
+    return ranking_fold(sample_users(purchases(source), sample, seed), first_test, horizon_days, minimum_buyers)
+
 # %% ../nbs/30_recommend.ipynb #bba82b58
 def recommendation_case(k: int = 10, half_life_days: float = 60, horizon_days: int = 14, minimum_buyers: int = 5,
                         profiles: pd.DataFrame | None = None) -> Case:
@@ -444,10 +461,5 @@ def recommendation_case(k: int = 10, half_life_days: float = 60, horizon_days: i
         Candidate("two_stage", lambda seed: TwoStage(seed=seed, **staged, **known), 6, False, "candidates, ranked by boosted trees"),
     )  # fmt: skip
 
-    def answer(model, requests):
-        return recommend(model, requests["user"], k)
-
-    def score(truth, answers):
-        return ranking_metrics(answers, truth, k)
-
+    answer, score = partial(answer_lists, k=k), partial(score_lists, k=k)
     return Case("recommendation", "Marketing recommendation", f"ndcg_at_{k}", True, candidates, answer, score, request_key="user")

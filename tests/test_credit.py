@@ -26,7 +26,7 @@ def bank():
 
 
 def run(tmp_path, **parameters):
-    parameters = {"workspace": str(tmp_path / "workspace")} | parameters
+    parameters = {"workspace": str(tmp_path / "workspace"), "sign_offs": "none"} | parameters
     papermill.execute_notebook(CASE, tmp_path / "out.ipynb", parameters=parameters, kernel_name="python3", progress_bar=False)
     return core.read_records(nbformat.read(tmp_path / "out.ipynb", as_version=4))
 
