@@ -35,7 +35,7 @@ def margin(estimator, frame: pd.DataFrame) -> np.ndarray:
     probability = np.asarray(estimator.predict_proba(frame), dtype=float)
     if probability.shape != (len(frame), 2):
         raise ValueError(f"predict_proba gives shape {probability.shape}: one number a row is explained; pass a classifier of two classes")
-    probability = probability[:, 1].clip(1e-6, 1 - 1e-6)
+    probability = probability[:, 1].clip(1e-12, 1 - 1e-12)
     return np.log(probability / (1 - probability))
 
 # %% ../nbs/06_explain.ipynb #74d4a7a0

@@ -187,7 +187,7 @@ def test_shapley_refuses_what_it_cannot_do(people, pipeline):
 def test_margin_of_certainty_is_finite_and_of_three_classes_refused(people):
     frame, _ = people
     sure = type("Sure", (), {"predict_proba": lambda self, rows: np.tile([0.0, 1.0], (len(rows), 1))})()
-    assert margin(sure, frame[:2]) == pytest.approx([np.log((1 - 1e-6) / 1e-6)] * 2)
+    assert margin(sure, frame[:2]) == pytest.approx([np.log((1 - 1e-12) / 1e-12)] * 2)
     three = LogisticRegression().fit(frame[["savings"]], frame.job)
     with pytest.raises(ValueError, match="a classifier of two classes"):
         margin(three, frame[["savings"]])
