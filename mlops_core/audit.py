@@ -204,16 +204,16 @@ def live(model: str, role: str = "champion", at=None) -> str | None:
             holder = None
     return holder
 
-# %% ../nbs/01_audit.ipynb #f9546088
+# %% ../nbs/01_audit.ipynb #9e673706
 def answer_who(model: str, at=None) -> dict | None:
-    "Which version of `model` was champion at the time `at`, since when, by whom, and the entries about it until then; None if there was none."
+    "Which version of `model` was champion at the time `at`, since when, by whom, who signed and approved it, and all entries; None if none was."
     version, moment = live(model, at=at), pd.Timestamp(at or now())
     if version is None:
         return None
     about = entries(model)
     about = about[(about["subject"] == f"{model}/{version}") & _until(about, moment)]
     made = about[about["event"] == "champion"].iloc[-1]
-    approved = about[about["event"] == "approved"]
+    approved = about[about["event"].isin(["signed_off", "approved"])]
     by = [f"{row.actor} ({row.role})" for row in approved.itertuples()]
     return {"model": model, "version": version, "since": made["time"], "by": f"{made['actor']} ({made['role']})", "approved_by": by,
             "evidence": about.drop(columns=["subject", "previous"])}  # fmt: skip

@@ -52,7 +52,8 @@ def test_a_version_walks_through_the_gates_and_the_report_shows_it(version):
     found = json.loads((page.parent / "governance.json").read_text())
     gaps = [step["claim"] for step in found["steps"] if step["gap"]]
     assert all("worked through" in gap or "looked at" in gap for gap in gaps) and len(gaps) == 4, "training and monitoring are open, and say so"
-    assert found["live"]["version"] == "1" and found["live"]["approved_by"] == ["cho (devops)"] and found["log"]["wrong"] == []
+    assert found["live"]["approved_by"] == ["dov (subject_matter_expert)", "ben (model_risk_manager)", "cho (devops)"]
+    assert found["live"]["version"] == "1" and found["log"]["wrong"] == []
     text = page.read_text()
     assert audit.head()[1] in text and "12 CFR 1002.9" in text and "http" not in text.split("</style>")[1]
 
@@ -97,7 +98,7 @@ def test_from_the_command_line(version, tmp_path, capsys):
     assert do("promote credit_risk 1 --actor cho --role devops") == 0 and "is champion" in capsys.readouterr().out
     kept = audit.head()[1]
     assert do(f"audit verify --head {kept}") == 0 and do("audit verify --head 1234") == 1
-    assert do("audit show credit_risk") == 0 and "approved by cho (devops)" in capsys.readouterr().out
+    assert do("audit show credit_risk") == 0 and "approved by ben (model_risk_manager), dov" in capsys.readouterr().out
     assert do("audit show credit_risk --at 2001-01-01") == 0 and "no version" in capsys.readouterr().out
     assert do("audit show credit_risk --at lunch") == 2
     assert do(f"audit export {tmp_path / 'out'}") == 0 and do(f"audit export {tmp_path / 'out'}") == 2
