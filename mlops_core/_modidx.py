@@ -448,6 +448,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mlops_core', 'doc_host': '
                                                                                    'mlops_core/governance.py'),
                                        'mlops_core.governance.governance_report': ( 'governance.html#governance_report',
                                                                                     'mlops_core/governance.py'),
+                                       'mlops_core.governance.overrides_in_words': ( 'governance.html#overrides_in_words',
+                                                                                     'mlops_core/governance.py'),
                                        'mlops_core.governance.show_gates': ('governance.html#show_gates', 'mlops_core/governance.py'),
                                        'mlops_core.governance.show_steps': ('governance.html#show_steps', 'mlops_core/governance.py'),
                                        'mlops_core.governance.turn_a_byte': ('governance.html#turn_a_byte', 'mlops_core/governance.py'),

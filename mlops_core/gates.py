@@ -294,7 +294,7 @@ def _check_override(override: Override, policy: Policy) -> None:
     if not core.now() < override.until <= latest:
         raise GovernanceError(f"an override ends after now, by {latest:%Y-%m-%d} ({policy.override_days:g} days), not on {override.until:%Y-%m-%d}")
 
-# %% ../nbs/10_gates.ipynb #52d59892
+# %% ../nbs/10_gates.ipynb #9be02b88
 def promote(name: str, version: int | str, to: str = "champion", *, actor: str, role: str, override: Override | None = None) -> Promotion:
     """Approve a version, and make it champion if none is live or its roll-out has passed; returns which, and the verdicts.
 
@@ -307,8 +307,8 @@ def promote(name: str, version: int | str, to: str = "champion", *, actor: str, 
     policy = load_policy(risk_class(load_use_case(name)).name)
     if override:
         _check_override(override, policy)
-    table = check_gates(name, version, actor=actor, role=role)
-    known, loaded = audit.head()[0], load_model(name, version)
+    known = audit.head()[0]
+    table, loaded = check_gates(name, version, actor=actor, role=role), load_model(name, version)
     failed = table[~table["passed"]]
     refused = failed[~failed["gate"].isin(override.gates if override else ())]
     if len(refused):

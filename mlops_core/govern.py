@@ -134,9 +134,10 @@ class SignOff(BaseModel, extra="forbid", frozen=True):
     actor: Text
     comment: Text
 
-# %% ../nbs/02_govern.ipynb #0cf687f8
+# %% ../nbs/02_govern.ipynb #993d6750
 class Demonstration(BaseModel, extra="forbid", frozen=True):
     "Recorded sign-offs with which a case runs to its end with nobody at the desk."
+    classifier: Text
     author: Text
     reproducer: Text
     promoter: Text

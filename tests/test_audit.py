@@ -187,8 +187,9 @@ def test_of_two_rivals_one_wins_and_the_other_is_told():
 def test_since_minds_the_same_model_only():
     fill(2)
     audit.append("packaged", "recommendation/1", actor="ana", role="data_scientist")
-    audit.append("packaged", "credit_risk_2/1", actor="ana", role="data_scientist", since=2)
-    assert audit.append("approved", "credit_risk/1", actor="ben", role="model_risk_manager", since=2).number == 5
+    audit.append("approved", "credit_risk_2/1", actor="ana", role="data_scientist", since=2)
+    audit.append("gates", "credit_risk/1", actor="ana", role="data_scientist")
+    assert audit.append("approved", "credit_risk/1", actor="ben", role="model_risk_manager", since=2).number == 6
 
 
 @pytest.mark.parametrize("empty", ["event", "subject", "actor", "role"])
