@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['add_commands']
 
-# %% ../nbs/49_actions.ipynb #9772a755
+# %% ../nbs/49_actions.ipynb #208d221b
 import argparse
 import os
 from pathlib import Path
@@ -13,19 +13,20 @@ from pathlib import Path
 import pandas as pd
 
 from . import audit
-from .artifact import ArtifactError
+from .artifact import ArtifactError, sha256
 from .gates import GateRefused, Override, promote
 from .govern import GovernanceError
 from .governance import governance_report
-from .package import find_version, packaged, reproduce
+from .package import find_version, model_folder, packaged, reproduce
 from .signoff import acting, sign_off
 
-# %% ../nbs/49_actions.ipynb #bfad027e
+# %% ../nbs/49_actions.ipynb #03fb2134
 def _signoff(options: argparse.Namespace) -> int:
     version = find_version(options.model, options.version)
-    manifest = packaged(options.model, version)["manifest"]
-    entry = sign_off(options.model, version, options.role, actor=options.actor, manifest=manifest, comment=options.comment)
-    print(f"entry {entry.number}: {options.actor} signed {options.model}/{version} as {options.role}, manifest {manifest[:12]}")
+    manifest, card = packaged(options.model, version)["manifest"], model_folder(options.model, version) / "model_card.html"
+    report = sha256(options.report or card)
+    entry = sign_off(options.model, version, options.role, actor=options.actor, manifest=manifest, report=report, comment=options.comment)
+    print(f"entry {entry.number}: {options.actor} signed {options.model}/{version} as {options.role}, manifest {manifest[:12]}, report {report[:12]}")
     return 0
 
 # %% ../nbs/49_actions.ipynb #3d94e392
@@ -80,7 +81,7 @@ def _export(options: argparse.Namespace) -> int:
     print(audit.export_audit(options.folder))
     return 0
 
-# %% ../nbs/49_actions.ipynb #c700b889
+# %% ../nbs/49_actions.ipynb #eeef58c4
 def add_commands(commands) -> None:
     "Add signoff, promote, reproduce, governance and audit to the subparsers `commands`."
     def command(group, name, run, text, acts=True):
@@ -94,7 +95,9 @@ def add_commands(commands) -> None:
         made.set_defaults(run=lambda options: _act(run, options))
         return made
 
-    command(commands, "signoff", _signoff, "sign a version off").add_argument("--comment", required=True, help="what was read and decided")
+    sign = command(commands, "signoff", _signoff, "sign a version off")
+    sign.add_argument("--comment", required=True, help="what was read and decided")
+    sign.add_argument("--report", type=Path, metavar="FILE", help="the report that was read, for its hash; default: the model card")
     up = command(commands, "promote", _promote, "check the gates, approve a version, and put it live if none is")
     up.add_argument("--to", default="champion", choices=["approved", "champion"])
     up.add_argument("--override", metavar="GATES", help="gates to pass over, with commas; needs a role that may")

@@ -6,7 +6,7 @@
 __all__ = ['governance_facts', 'overrides_in_words', 'governance_report', 'walk_through', 'show_gates', 'show_steps',
            'folded_card', 'turn_a_byte']
 
-# %% ../nbs/19_governance.ipynb #d5346ddb
+# %% ../nbs/19_governance.ipynb #58152f46
 import json
 import shutil
 import tempfile
@@ -17,13 +17,13 @@ from nbconvert.filters import markdown2html
 
 from . import audit, core
 from .archive import write_whole
-from .artifact import ArtifactError, verify_manifest
+from .artifact import ArtifactError, sha256, verify_manifest
 from .gates import GateRefused, Promotion, alias_mismatch, open_overrides, promote
 from .govern import demonstration, load_policy, load_use_case, risk_class
 from .package import LoadedModel, model_card, reproduce
-from .signoff import classify, governance_steps, sign_off
+from .signoff import classify, governance_steps, responsible_ai, sign_off
 
-# %% ../nbs/19_governance.ipynb #2be41fdf
+# %% ../nbs/19_governance.ipynb #2172a01a
 def governance_facts(case: str) -> dict:
     "What the stores say about the governance of a case: steps, who is live, overrides, labels that disagree, state of the log."
     use_case, live = load_use_case(case), audit.answer_who(case)
@@ -35,7 +35,8 @@ def governance_facts(case: str) -> dict:
         "class": risk_class(use_case).name, "why": risk_class(use_case).reason, "policy": load_policy(risk_class(use_case).name).model_dump(),
         "regulation": [rule.model_dump() for rule in use_case.regulation], "ethics": use_case.ethics,
         "steps": governance_steps(case).to_dict("records"), "live": live, "overrides": open_overrides(case).to_dict("records"),
-        "labels": alias_mismatch(case), "log": {"entries": number, "head": head, "wrong": [finding.what for finding in found]},
+        "responsible_ai": responsible_ai().reset_index(names="element").to_dict("records"), "labels": alias_mismatch(case),
+        "log": {"entries": number, "head": head, "wrong": [finding.what for finding in found]},
     }  # fmt: skip
 
 # %% ../nbs/19_governance.ipynb #d4fc8ad5
@@ -54,7 +55,7 @@ def overrides_in_words(case: str) -> list[str]:
     return [f"{row.gates} of {row.subject} passed over by {row.by} until {row.until[:10]}{' (expired)' if row.expired else ''}: {row.rationale}"
             for row in open_overrides(case).itertuples()]  # fmt: skip
 
-# %% ../nbs/19_governance.ipynb #99954301
+# %% ../nbs/19_governance.ipynb #6503b139
 def _page(facts: dict) -> str:
     live, log = facts["live"], facts["log"]
     gaps = sum(bool(step["gap"]) for step in facts["steps"])
@@ -83,6 +84,10 @@ def _page(facts: dict) -> str:
 
 {_list(overrides_in_words(facts["case"]), 'None.')}
 
+## Responsible AI
+
+{_list([f"**{row['element'].replace('_', ' ')}**: {row['means']} (gates {', '.join(row['checks'])})" for row in facts['responsible_ai']], '')}
+
 ## Regulation that applies
 
 {_list(rules, '**Gap:** none is named.')}
@@ -110,7 +115,7 @@ def governance_report(case: str, folder: Path | None = None) -> Path:
     write_whole(folder / "governance.html", f"{head}<style>{style}</style><main>{markdown2html(_page(facts))}</main></html>")
     return folder / "governance.html"
 
-# %% ../nbs/19_governance.ipynb #cd9fb2e5
+# %% ../nbs/19_governance.ipynb #ef50ff7e
 def walk_through(version: LoadedModel, sign_offs: str = "demonstration") -> Promotion:
     """Class the use case, make the version again, sign it off as recorded, and promote it; returns status and gates.
 
@@ -122,7 +127,8 @@ def walk_through(version: LoadedModel, sign_offs: str = "demonstration") -> Prom
         reproduce(case, version.version, actor=recorded.reproducer, role="data_engineer")
     for signature in recorded.sign_offs if sign_offs == "demonstration" else ():
         if signature.role in load_policy(risk_class(load_use_case(case)).name).sign_offs:
-            sign_off(case, version.version, signature.role, actor=signature.actor, manifest=version.manifest, comment=signature.comment)
+            sign_off(case, version.version, signature.role, actor=signature.actor, manifest=version.manifest,
+                     report=sha256(version.folder / "model_card.html"), comment=signature.comment)  # fmt: skip
     try:
         return promote(case, version.version, actor=recorded.promoter, role="devops")
     except GateRefused as refusal:

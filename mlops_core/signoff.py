@@ -42,9 +42,9 @@ def acting(actor: str, role: str) -> None:
         who = ", ".join(holders) or "nobody"
         raise GovernanceError(f"{actor or 'nobody'} does not hold the role {role or '(none)'}; {who} does (data/policies/people.toml)")
 
-# %% ../nbs/02_signoff.ipynb #92fc880f
-def sign_off(model: str, version: int, role: str, *, actor: str, manifest: str, comment: str) -> audit.Entry:
-    """Record that `actor`, as `role`, accepts the version whose manifest has the hash `manifest`.
+# %% ../nbs/02_signoff.ipynb #a047a172
+def sign_off(model: str, version: int, role: str, *, actor: str, manifest: str, report: str, comment: str) -> audit.Entry:
+    """Record that `actor`, as `role`, accepts the version whose manifest has the hash `manifest`, having read what has the hash `report`.
 
     Raises `GovernanceError` for a role that the person does not hold or that does not approve, for an author as own risk manager, and for
     an empty comment.
@@ -58,7 +58,7 @@ def sign_off(model: str, version: int, role: str, *, actor: str, manifest: str, 
         raise GovernanceError(f"{actor} made {subject} and cannot sign it off as its risk manager; somebody else must")
     if len(comment.strip()) < 3:
         raise GovernanceError("a sign-off needs a comment: say what was read and what was decided")
-    payload = {"role": role, "manifest": manifest, "comment": comment.strip()}
+    payload = {"role": role, "manifest": manifest, "report": report, "comment": comment.strip()}
     return audit.append("signed_off", subject, payload, actor=actor, role=role)
 
 # %% ../nbs/02_signoff.ipynb #fc810b96

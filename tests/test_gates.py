@@ -74,7 +74,7 @@ def make(estimator=GOOD, columns=COLUMNS, alter=lambda model: None, without=(), 
         audit.append("reproduced", version.subject, noted, actor="eli", role="data_engineer")
     if "signed" in done:
         for role, actor in (("subject_matter_expert", "dov"), ("model_risk_manager", "ben")):
-            signoff.sign_off("credit_risk", version.version, role, actor=actor, manifest=version.manifest, comment="a test")
+            signoff.sign_off("credit_risk", version.version, role, actor=actor, manifest=version.manifest, report="", comment="a test")
     return version
 
 
@@ -104,7 +104,18 @@ def test_the_good_version_passes_every_gate_and_goes_live():
     assert mlflow.MlflowClient().get_registered_model("credit_risk").aliases["champion"] in (2, "2") and audit.verify() == []
 
 
+def relearn(turn):
+    "Learn from outcomes that `turn(outcomes, men)` made worse for men."
+    def alter(model):
+        fold = classification_fold("credit_default", (*COLUMNS, "sex"))
+        model.fit(fold.X_train, turn(fold.y_train.astype(bool), fold.X_train["sex"] == "male").astype("int8"))
+
+    return alter
+
+
 SLOW = make_pipeline(*[StandardScaler().set_output(transform="pandas") for _ in range(250)], BoostedTrees(SIGNS))
+UNFAIR = lambda bad, men: bad | (men & (np.random.default_rng(0).random(len(bad)) < 0.3))  # noqa: E731
+INVERTED = lambda bad, men: bad ^ men  # noqa: E731
 OVERFIT = RandomForestClassifier(60, random_state=0)
 BAD = {
     "contract": (lambda: make(inputs=[{"column": "pay_0", "source": "clients.pay_0"}]), {"contract"}),
@@ -115,6 +126,8 @@ BAD = {
     "inverted sign": (lambda: make(BoostedTrees({"pay_0": -1, "pay_2": -1})), {"behaviour"}),
     "slow": (lambda: make(SLOW), {"budget"}),
     "overfit": (lambda: make(OVERFIT), {"privacy", "behaviour", "budget"}),
+    "unfair": (lambda: make(columns=(*COLUMNS, "sex"), alter=relearn(UNFAIR)), {"fairness", "calibration"}),
+    "wrong for a group": (lambda: make(columns=(*COLUMNS, "sex"), alter=relearn(INVERTED)), {"slices", "fairness", "calibration"}),
     "undocumented": (lambda: make(without=["risks"]), {"documentation"}),
     "nobody made it again": (lambda: make(done=["signed"]), {"reproducibility"}),
     "unsigned": (lambda: make(done=["reproduced"]), {"sign_offs"}),

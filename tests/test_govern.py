@@ -92,7 +92,7 @@ def packaged(actor="ana", manifest="ab12"):
 
 
 def sign(role="model_risk_manager", actor="ben", manifest="ab12", comment="read and accepted"):
-    return signoff.sign_off("credit_risk", 1, role, actor=actor, manifest=manifest, comment=comment)
+    return signoff.sign_off("credit_risk", 1, role, actor=actor, manifest=manifest, report="ef56", comment=comment)
 
 
 def test_a_sign_off_counts_for_its_artifact_only():
