@@ -477,6 +477,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mlops_core', 'doc_host': '
                                     'mlops_core.package._table': ('package.html#_table', 'mlops_core/package.py'),
                                     'mlops_core.package._write': ('package.html#_write', 'mlops_core/package.py'),
                                     'mlops_core.package._write_card': ('package.html#_write_card', 'mlops_core/package.py'),
+                                    'mlops_core.package.as_html': ('package.html#as_html', 'mlops_core/package.py'),
                                     'mlops_core.package.code_fingerprint': ('package.html#code_fingerprint', 'mlops_core/package.py'),
                                     'mlops_core.package.dataset_name': ('package.html#dataset_name', 'mlops_core/package.py'),
                                     'mlops_core.package.evidence': ('package.html#evidence', 'mlops_core/package.py'),

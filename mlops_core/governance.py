@@ -6,21 +6,21 @@
 __all__ = ['governance_facts', 'overrides_in_words', 'governance_report', 'walk_through', 'show_gates', 'show_steps',
            'folded_card', 'turn_a_byte']
 
-# %% ../nbs/19_governance.ipynb #58152f46
+# %% ../nbs/19_governance.ipynb #1f989318
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 import pandas as pd
-from nbconvert.filters import markdown2html
 
 from . import audit, core
 from .archive import write_whole
 from .artifact import ArtifactError, sha256, verify_manifest
 from .gates import GateRefused, Promotion, alias_mismatch, open_overrides, promote
 from .govern import demonstration, load_policy, load_use_case, risk_class
-from .package import LoadedModel, model_card, reproduce
+from .package import LoadedModel, as_html, model_card, reproduce
 from .signoff import classify, governance_steps, responsible_ai, sign_off
 
 # %% ../nbs/19_governance.ipynb #2172a01a
@@ -103,7 +103,7 @@ Audit log: {log['entries']} entries, head `{log['head']}`.
 {_list(log['wrong'] + facts['labels'], 'Nothing is wrong with it, and the labels in MLflow agree with it.')}
 """
 
-# %% ../nbs/19_governance.ipynb #64379f1d
+# %% ../nbs/19_governance.ipynb #7c0cd9c0
 def governance_report(case: str, folder: Path | None = None) -> Path:
     "Write governance.json and governance.html of a case into `folder` (default: governance/<case> in the workspace); returns the page."
     folder = Path(folder or core.workspace() / "governance" / case)
@@ -112,7 +112,7 @@ def governance_report(case: str, folder: Path | None = None) -> Path:
     style = (core.home() / "nbs" / "templates" / "style.css").read_text()
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{facts["title"]}</title>'
     write_whole(folder / "governance.json", json.dumps(facts, indent=1, default=str))
-    write_whole(folder / "governance.html", f"{head}<style>{style}</style><main>{markdown2html(_page(facts))}</main></html>")
+    write_whole(folder / "governance.html", f"{head}<style>{style}</style><main>{as_html(_page(facts))}</main></html>")
     return folder / "governance.html"
 
 # %% ../nbs/19_governance.ipynb #ef50ff7e
@@ -146,10 +146,11 @@ def show_steps(steps: pd.DataFrame):
     rows = steps.assign(evidence=steps["evidence"].where(steps["gap"] == "", "gap: " + steps["gap"]))
     return rows[["step", "claim", "evidence"]].style.hide(axis="index").set_properties(**{"text-align": "left"})
 
-# %% ../nbs/19_governance.ipynb #ed4ef433
+# %% ../nbs/19_governance.ipynb #44f3a30f
 def folded_card(version: LoadedModel) -> str:
     "The model card as HTML that opens at a click."
-    return f"<details><summary>Model card of {version.subject}</summary>{markdown2html(model_card(version.folder))}</details>"
+    card = re.sub(r"<(/?)h[1-3][^>]*>", r"<\1h4>", as_html(model_card(version.folder)))  # its headings are none of the report's
+    return f"<details><summary>Model card of {version.subject}</summary>{card}</details>"
 
 # %% ../nbs/19_governance.ipynb #882c02d0
 def turn_a_byte(version: LoadedModel, name: str) -> str:

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['EVIDENCE', 'Recipe', 'evidence', 'missing_evidence', 'facts', 'code_fingerprint', 'use_case_tables', 'dataset_name',
-           'model_card', 'package_model', 'LoadedModel', 'find_version', 'packaged', 'model_folder', 'load_model',
-           'recipe_of', 'retrain', 'Reproduction', 'reproduce']
+           'model_card', 'as_html', 'package_model', 'LoadedModel', 'find_version', 'packaged', 'model_folder',
+           'load_model', 'recipe_of', 'retrain', 'Reproduction', 'reproduce']
 
-# %% ../nbs/09_package.ipynb #2928020c
+# %% ../nbs/09_package.ipynb #0e37cdd9
 import dataclasses
 import functools
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -142,20 +143,25 @@ def model_card(folder: Path) -> str:
 def _number(value) -> str:
     return "" if value is None or value != value else f"{value:,.4g}" if isinstance(value, float) else str(value).replace("|", "/")
 
-# %% ../nbs/09_package.ipynb #8c8c5629
+# %% ../nbs/09_package.ipynb #fa65b9f3
+def as_html(markdown: str) -> str:
+    "HTML of `markdown`, without the links that headings would have to themselves."
+    return re.sub(r'<a class="anchor-link".*?</a>', "", markdown2html(markdown))
+
+# %% ../nbs/09_package.ipynb #0c79758f
 def _write_card(folder: Path) -> None:
     text, style = model_card(folder), (core.home() / "nbs" / "templates" / "style.css").read_text()
     (folder / "MODEL_CARD.md").write_text(text)
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Model card</title><style>{style}</style>'
-    (folder / "model_card.html").write_text(f"{head}<main>{markdown2html(text)}</main></html>")
+    (folder / "model_card.html").write_text(f"{head}<main>{as_html(text)}</main></html>")
 
-# %% ../nbs/09_package.ipynb #020f6b52
+# %% ../nbs/09_package.ipynb #52631958
 def _table(value) -> pd.DataFrame:
     frame = value if isinstance(value, pd.DataFrame) else pd.DataFrame(value)
     frame = frame.reset_index(drop=frame.index.names == [None])
     return frame.astype({name: "str" for name in frame if isinstance(frame[name].dtype, pd.CategoricalDtype)})
 
-# %% ../nbs/09_package.ipynb #bd4741aa
+# %% ../nbs/09_package.ipynb #6d343377
 def _write(folder: Path, case: Case, model, recipe: Recipe, fold: Fold, sample: pd.DataFrame, tables: dict) -> None:
     save_object({"model": model, "answer": case.answer, "score": case.score}, folder / "model")
     save_object(vars(recipe), folder / "recipe")
@@ -171,13 +177,13 @@ def _write(folder: Path, case: Case, model, recipe: Recipe, fold: Fold, sample: 
     (folder / "requirements.lock").write_text((core.home() / "requirements.lock").read_text())
     _write_card(folder)
 
-# %% ../nbs/09_package.ipynb #4bcb734c
+# %% ../nbs/09_package.ipynb #59f7ab0a
 def _sample(case: Case, requests: pd.DataFrame, size: int = 50) -> pd.DataFrame:
     if not case.request_key:
         return requests.head(size)
     return requests[requests[case.request_key].isin(requests[case.request_key].unique()[:size])]
 
-# %% ../nbs/09_package.ipynb #f24581a9
+# %% ../nbs/09_package.ipynb #a8af1fa0
 def package_model(case: Case, model, recipe: Recipe, fold: Fold, tables: dict, *, actor: str, role: str) -> "LoadedModel":
     """Package the fitted `model` as the next version of `case.name` and record that in the audit log; returns it as loaded again.
 
@@ -203,7 +209,7 @@ def package_model(case: Case, model, recipe: Recipe, fold: Fold, tables: dict, *
         core.log_evaluations(_table(tables[name]).dropna(subset="value"), f"{case.name}/{version}", Path(recipe.dataset).name)
     return loaded
 
-# %% ../nbs/09_package.ipynb #6768c983
+# %% ../nbs/09_package.ipynb #8484425b
 def _register(name: str, folder: Path) -> tuple[int, str]:
     client = mlflow.MlflowClient()
     with mlflow.start_run(run_name="package") as run:
@@ -213,7 +219,7 @@ def _register(name: str, folder: Path) -> tuple[int, str]:
     version = client.create_model_version(name, f"runs:/{run.info.run_id}/model", run.info.run_id)
     return int(version.version), run.info.run_id
 
-# %% ../nbs/09_package.ipynb #b1a1dced
+# %% ../nbs/09_package.ipynb #6d2e34a2
 @dataclass(frozen=True)
 class LoadedModel:
     "A version that is what was packaged: `answer(requests)` is the frame that would be served, `score(truth, answers)` its metrics."
@@ -230,7 +236,7 @@ class LoadedModel:
         "How audit log and evaluation store call this version: name/version."
         return f"{self.name}/{self.version}"
 
-# %% ../nbs/09_package.ipynb #ef8af85e
+# %% ../nbs/09_package.ipynb #319da65c
 def find_version(name: str, version: int | str) -> int:
     "The number of a version: a number, or `champion` or `challenger` as the audit log has it; raises `ArtifactError` if there is none."
     if str(version).isdigit():
@@ -242,7 +248,7 @@ def find_version(name: str, version: int | str) -> int:
         raise ArtifactError(f"{name} has no {version}; promote a version first, or name one by its number")
     return int(found)
 
-# %% ../nbs/09_package.ipynb #9055e8a6
+# %% ../nbs/09_package.ipynb #804e1ac0
 def packaged(name: str, version: int) -> dict:
     "What the audit log recorded of a version's packaging: manifest and run; raises `ArtifactError` if it never was."
     found = audit.entries(event="packaged", subject=f"{name}/{version}")
@@ -251,7 +257,7 @@ def packaged(name: str, version: int) -> dict:
                             "package the model again")  # fmt: skip
     return found["payload"].iloc[-1]
 
-# %% ../nbs/09_package.ipynb #35942816
+# %% ../nbs/09_package.ipynb #0eca3950
 def model_folder(name: str, version: int) -> Path:
     "The folder of a version's files, verified; raises `ArtifactError` that names what is changed, missing or extra."
     record = packaged(name, version)
@@ -264,7 +270,7 @@ def model_folder(name: str, version: int) -> Path:
     verify_manifest(folder, record["manifest"])
     return folder / "data" / "parts"
 
-# %% ../nbs/09_package.ipynb #388c2d8c
+# %% ../nbs/09_package.ipynb #fa4d2d65
 def load_model(name: str, version: int | str = "champion") -> LoadedModel:
     "A version by number or alias, verified against manifest and audit log; raises `ArtifactError` if it is not what was packaged."
     number = find_version(name, version)
@@ -273,22 +279,22 @@ def load_model(name: str, version: int | str = "champion") -> LoadedModel:
     answer = functools.partial(stored["answer"], stored["model"])
     return LoadedModel(name, number, folder, packaged(name, number)["manifest"], stored["model"], answer, stored["score"])
 
-# %% ../nbs/09_package.ipynb #18b09ed4
+# %% ../nbs/09_package.ipynb #7318a8a3
 class _Served:
     def __init__(self, answer: Callable):
         self.predict = answer
 
-# %% ../nbs/09_package.ipynb #b1e04dd4
+# %% ../nbs/09_package.ipynb #1c905fd5
 def _load_pyfunc(path: str) -> _Served:
     stored = load_object(Path(path) / "model")
     return _Served(functools.partial(stored["answer"], stored["model"]))
 
-# %% ../nbs/09_package.ipynb #635fda5c
+# %% ../nbs/09_package.ipynb #9ef5d855
 def recipe_of(folder: Path) -> Recipe:
     "The recipe of the artifact in `folder`."
     return Recipe(**load_object(folder / "recipe"))
 
-# %% ../nbs/09_package.ipynb #5a06430e
+# %% ../nbs/09_package.ipynb #8bdb5fb2
 def retrain(folder: str, into: str) -> None:
     "Make the model of the artifact in `folder` again; write what it answers, and the facts of this making, to `into`. Runs in a process of its own."
     recipe = recipe_of(Path(folder))
@@ -299,14 +305,14 @@ def retrain(folder: str, into: str) -> None:
             "environment": core.environment()}  # fmt: skip
     (Path(into) / "facts.json").write_text(json.dumps(made))
 
-# %% ../nbs/09_package.ipynb #a73d888d
+# %% ../nbs/09_package.ipynb #09c2d88b
 def _retrain_elsewhere(folder: Path, into: str) -> None:
     command = [sys.executable, "-c", "import sys; from mlops_core.package import retrain; retrain(*sys.argv[1:])", str(folder), into]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": "0"})
     if done.returncode:
         raise ArtifactError(f"the model could not be made again: {done.stderr.strip().splitlines()[-1]}")
 
-# %% ../nbs/09_package.ipynb #5779bccf
+# %% ../nbs/09_package.ipynb #021f522c
 @dataclass(frozen=True)
 class Reproduction:
     "Whether the model could be made again, how far the answers are apart at most (relative), and what causes it if they are too far."
@@ -319,7 +325,7 @@ class Reproduction:
         apart = f"the answers differ by {self.difference:.2g} at most, {self.tolerance:.2g} is allowed"
         return f"reproduced: {apart}" if self.equal else f"not reproduced: {apart}; " + "; ".join(self.causes)
 
-# %% ../nbs/09_package.ipynb #5603eac1
+# %% ../nbs/09_package.ipynb #6d50cc08
 def _apart(ours: pd.DataFrame, theirs: pd.DataFrame) -> float:
     "The largest relative difference of numbers; infinite where anything else differs."
     numbers = ours.select_dtypes("float").columns
@@ -330,7 +336,7 @@ def _apart(ours: pd.DataFrame, theirs: pd.DataFrame) -> float:
         return np.inf
     return float(np.nanmax(np.abs(first - second) / np.maximum(np.abs(first), 1e-9), initial=0))
 
-# %% ../nbs/09_package.ipynb #09966348
+# %% ../nbs/09_package.ipynb #9e69dafe
 def _causes(before: dict, after: dict) -> tuple[str, ...]:
     old, new = before["environment"], after["environment"]
     packages = [f"{name} {old.get(name)} is now {new.get(name)}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
@@ -343,7 +349,7 @@ def _causes(before: dict, after: dict) -> tuple[str, ...]:
     named = tuple(cause for cause, is_so in found.items() if is_so)
     return named or ("seed: data, code and packages are the same, so something in the fit draws numbers that the seed does not drive",)
 
-# %% ../nbs/09_package.ipynb #72c581f1
+# %% ../nbs/09_package.ipynb #aa62515b
 def reproduce(name: str, version: int | str, *, actor: str, role: str) -> Reproduction:
     "Make a version again in a new process and compare; the outcome goes to the audit log. Raises `ArtifactError` if it cannot be made at all."
     loaded = load_model(name, version)
