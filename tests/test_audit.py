@@ -127,6 +127,23 @@ for number in range(int(sys.argv[1])):
 """
 
 
+def test_a_cut_tail_is_found_after_the_log_went_on(tmp_path):
+    fill()
+    change(audit.audit.delete().where(audit.audit.c.number > 9))
+    fill(5)
+    assert [finding.number for finding in audit.verify()] == [10, 11, 12] and "cut" in audit.verify()[0].what
+    folder = audit.export_audit(tmp_path / "export")
+    said = subprocess.run([sys.executable, str(folder / "check.py")], capture_output=True, text=True)
+    assert said.returncode == 1 and "entries [10, 11, 12]" in said.stdout
+
+
+def test_eight_processes_may_begin_the_log_at_once():
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, "5", f"case{number}"], stderr=subprocess.PIPE, text=True) for number in range(8)]
+    said = [writer.communicate(timeout=120)[1] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0] * 8, said
+    assert audit.head()[0] == 40 and audit.verify() == []
+
+
 def test_a_kill_in_the_middle_leaves_a_whole_chain():
     writer = subprocess.Popen([sys.executable, "-c", WRITER, "100000", "credit_risk"])
     end = time.monotonic() + 60
