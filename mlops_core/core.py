@@ -58,7 +58,9 @@ def operations_engine() -> sa.Engine:
     engine = sa.create_engine(os.environ.get("MLOPS_OPS_URL") or f"sqlite:///{workspace() / 'operations.db'}")
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA journal_mode=WAL"))
-    tables.create_all(engine)
+    with engine.begin() as connection:
+        for table in tables.sorted_tables:  # look and create in one statement, for two processes that begin at once
+            connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
     return engine
 
 # %% ../nbs/00_core.ipynb #913814c8
