@@ -53,14 +53,21 @@ def tracking_uri() -> str:
     return os.environ.get("MLOPS_TRACKING_URI") or f"sqlite:///{workspace() / 'mlflow.db'}"
 
 
+def _prepare_sqlite(connection, _) -> None:
+    for setting in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):  # on disk at commit; what is deleted is overwritten
+        connection.execute(f"PRAGMA {setting}")
+
+
 def operations_engine() -> sa.Engine:
     "SQLAlchemy engine of the operations database: `MLOPS_OPS_URL`, or a SQLite file in the workspace (WAL mode)."
     engine = sa.create_engine(os.environ.get("MLOPS_OPS_URL") or f"sqlite:///{workspace() / 'operations.db'}")
     if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA journal_mode=WAL"))
+        sa.event.listen(engine, "connect", _prepare_sqlite)
     with engine.begin() as connection:
         for table in tables.sorted_tables:  # look and create in one statement, for two processes that begin at once
             connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
+            for index in table.indexes:
+                connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
     return engine
 
 # %% ../nbs/00_core.ipynb #913814c8
