@@ -17,7 +17,9 @@ import os
 import platform
 import random
 import re
+import sqlite3
 import subprocess
+import time
 import tokenize
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -53,21 +55,35 @@ def tracking_uri() -> str:
     return os.environ.get("MLOPS_TRACKING_URI") or f"sqlite:///{workspace() / 'mlflow.db'}"
 
 
+_OPENED: set[str] = set()  # files that this process has opened: one that vanishes is an error, not a reason to begin a new one
+
+
 def _prepare_sqlite(connection, _) -> None:
-    for setting in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):  # on disk at commit; what is deleted is overwritten
-        connection.execute(f"PRAGMA {setting}")
+    connection.execute("PRAGMA synchronous=FULL")  # on disk at commit
+    connection.execute("PRAGMA secure_delete=ON")  # what is deleted is overwritten
+    for left in reversed(range(100)):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:  # of several that begin a file at once, SQLite lets one switch and tells the others at once
+            if not left:
+                raise
+            time.sleep(0.05)
 
 
 def operations_engine() -> sa.Engine:
     "SQLAlchemy engine of the operations database: `MLOPS_OPS_URL`, or a SQLite file in the workspace (WAL mode)."
-    engine = sa.create_engine(os.environ.get("MLOPS_OPS_URL") or f"sqlite:///{workspace() / 'operations.db'}")
+    engine = sa.create_engine(os.environ.get("MLOPS_OPS_URL") or f"sqlite:///{workspace() / 'operations.db'}?timeout=30")
     if engine.dialect.name == "sqlite":
+        if engine.url.database in _OPENED and not Path(engine.url.database).exists():
+            raise FileNotFoundError(f"{engine.url.database} is gone: it was there when this process began; put it back, or start again")
         sa.event.listen(engine, "connect", _prepare_sqlite)
     with engine.begin() as connection:
         for table in tables.sorted_tables:  # look and create in one statement, for two processes that begin at once
             connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
             for index in table.indexes:
                 connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
+    _OPENED.add(engine.url.database)
     return engine
 
 # %% ../nbs/00_core.ipynb #913814c8

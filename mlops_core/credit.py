@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['credit_features', 'credit_outcome', 'LinearModel', 'Scorecard', 'AdditiveModel', 'BoostedTrees', 'contract_signs',
-           'credit_candidates', 'credit_case', 'require_both_outcomes', 'credit_folds']
+           'credit_candidates', 'credit_action', 'refusal_reasons', 'credit_case', 'require_both_outcomes',
+           'credit_folds']
 
 # %% ../nbs/20_credit.ipynb #1e2ab12b
+from collections.abc import Callable
 from functools import partial, reduce
 from operator import add
 
@@ -25,9 +27,10 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, QuantileTransformer, StandardScaler
 
-from .data import Case, Dataset, Fold, feature_columns, require_available
+from .data import Case, Dataset, Fold, feature_columns, reference_split, require_available
 from .evaluate import Costs
 from .experiment import Candidate, probabilities, probability_score
+from .explain import reason_codes, shapley, typical_row
 
 # %% ../nbs/20_credit.ipynb #ea36e3f0
 def credit_features(dataset: Dataset, protected: bool = False) -> list[str]:
@@ -197,11 +200,33 @@ def credit_candidates(signs: dict[str, int]) -> tuple[Candidate, ...]:
     )  # fmt: skip
 
 # %% ../nbs/20_credit.ipynb #020baa5d
+def credit_action(answers: pd.DataFrame, band: tuple[float, float] | None = None, *, cut_off: float) -> pd.Series:
+    "approve below the cut-off, else refuse; refer, to a person, within `band` (low, high)."
+    risk = answers["probability"]
+    action = pd.Series(np.where(risk < cut_off, "approve", "refuse"), answers.index)
+    return action.mask(risk.between(*band), "refer") if band else action
+
+
+def refusal_reasons(model, requests: pd.DataFrame, typical: pd.Series, columns: dict) -> list[list[str]]:
+    "For each applicant the columns that raise the risk most, strongest first, in words."
+    parts, found = shapley(model, requests), []
+    for row, (_, person) in zip(parts.iloc, requests.iterrows(), strict=True):
+        table = reason_codes(row, person, typical, columns)
+        found.append(table.loc[~table["column"].isin(["other columns", "base"]), "reason"].tolist())
+    return found
+
+
+def _reasons_for(dataset: Dataset, features: list[str]) -> Callable:
+    columns = {name: dataset.columns[dataset.main][name] for name in features}
+    return partial(refusal_reasons, typical=typical_row(reference_split(dataset)[0][features]), columns=columns)
+
+
 def credit_case(dataset: Dataset, features: list[str], costs: Costs = Costs()) -> Case:  # noqa: B008 (frozen)
     "The `Case` of consumer credit on `dataset`: compared by ROC AUC, costs at the cut-off that `costs` imply."
     return Case(
         "credit_risk", dataset.title, metric="roc_auc", greater_is_better=True,
         candidates=credit_candidates(contract_signs(dataset, features)), answer=probabilities, score=partial(probability_score, costs=costs),
+        decide=partial(credit_action, cut_off=costs.cut_off), reasons=_reasons_for(dataset, features),
     )  # fmt: skip
 
 # %% ../nbs/20_credit.ipynb #e141f66f

@@ -351,3 +351,5 @@ class Case:
     answer: Callable
     score: Callable
     request_key: str = ""  # the column that identifies one request; "" where each row is one
+    decide: Callable | None = None  # decide(answers, band): what the system does on each answer
+    reasons: Callable | None = None  # reasons(estimator, frame): for each row the reasons of its answer, in words

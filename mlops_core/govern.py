@@ -113,6 +113,7 @@ class UseCase(BaseModel, extra="forbid", frozen=True):
     regulation: list[Regulation]
     factors: Factors
     limits: Limits
+    review_band: tuple[float, float] | None = None  # answers from low to high go to a person
     risks: Annotated[list[Risk], Field(min_length=1)]
     assumptions: Annotated[list[Assumption], Field(min_length=1)]
     monitoring: Annotated[list[Watch], Field(min_length=1)]

@@ -163,7 +163,7 @@ def _table(value) -> pd.DataFrame:
 
 # %% ../nbs/09_package.ipynb #6d343377
 def _write(folder: Path, case: Case, model, recipe: Recipe, fold: Fold, sample: pd.DataFrame, tables: dict) -> None:
-    save_object({"model": model, "answer": case.answer, "score": case.score}, folder / "model")
+    save_object({"model": model} | {part: getattr(case, part) for part in ("answer", "score", "decide", "reasons")}, folder / "model")
     save_object(vars(recipe), folder / "recipe")
     for part in ("sample", "evidence"):
         (folder / part).mkdir()
@@ -230,6 +230,8 @@ class LoadedModel:
     model: object = dataclasses.field(repr=False)
     answer: Callable = dataclasses.field(repr=False)
     score: Callable = dataclasses.field(repr=False)
+    decide: Callable | None = dataclasses.field(repr=False)
+    reasons: Callable | None = dataclasses.field(repr=False)
 
     @property
     def subject(self) -> str:
@@ -276,8 +278,9 @@ def load_model(name: str, version: int | str = "champion") -> LoadedModel:
     number = find_version(name, version)
     folder = model_folder(name, number)
     stored = load_object(folder / "model")
-    answer = functools.partial(stored["answer"], stored["model"])
-    return LoadedModel(name, number, folder, packaged(name, number)["manifest"], stored["model"], answer, stored["score"])
+    answer, reasons = (functools.partial(stored[part], stored["model"]) if stored.get(part) else None for part in ("answer", "reasons"))
+    manifest = packaged(name, number)["manifest"]
+    return LoadedModel(name, number, folder, manifest, stored["model"], answer, stored["score"], stored.get("decide"), reasons)
 
 # %% ../nbs/09_package.ipynb #7318a8a3
 class _Served:

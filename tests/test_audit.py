@@ -153,7 +153,7 @@ def test_eight_processes_may_begin_the_log_at_once():
         writer.stdin.write("go\n")
         writer.stdin.flush()
     said = [writer.communicate(timeout=120)[1] for writer in writers]
-    assert [writer.returncode for writer in writers] == [0] * 8, said
+    assert [writer.returncode for writer in writers] == [0] * 8, "\n".join(said)
     assert audit.head()[0] == 8 and audit.verify() == []
 
 

@@ -279,6 +279,34 @@ def test_the_audit_log_is_whole_with_rivals(operations):
     assert 7 in [finding.number for finding in audit.verify()]
 
 
+def test_many_may_begin_an_operations_database_at_once(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLOPS_OPS_URL", raising=False)
+    wrong, barrier = [], threading.Barrier(8)
+
+    def begin():
+        barrier.wait()
+        try:
+            core.operations_engine()
+        except Exception as error:
+            wrong.append(error)
+
+    for number in range(30):
+        monkeypatch.setenv("MLOPS_WORKSPACE", str(tmp_path / str(number)))
+        rivals = [threading.Thread(target=begin) for _ in range(8)]
+        [rival.start() for rival in rivals], [rival.join() for rival in rivals]
+    assert wrong == []
+
+
+def test_a_database_that_vanished_is_not_begun_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLOPS_WORKSPACE", str(tmp_path))
+    core.operations_engine()
+    for file in tmp_path.glob("operations.db*"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match="is gone"):
+        audit.head()
+    assert not list(tmp_path.glob("operations.db*"))
+
+
 def test_evaluations_and_tables_are_found_again(operations):
     core.log_evaluations(pd.DataFrame({"metric": ["auc"], "value": [0.7]}), "credit_risk/1", "credit_default")
     assert core.read_evaluations(metric="auc")["value"].tolist() == [0.7]
