@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['add_commands']
 
-# %% ../nbs/49_actions.ipynb #208d221b
+# %% ../nbs/49_actions.ipynb #83f5a1ee
 import argparse
 import os
 from pathlib import Path
@@ -17,7 +17,10 @@ from .artifact import ArtifactError, sha256
 from .gates import GateRefused, Override, promote
 from .govern import GovernanceError
 from .governance import governance_report
+from .keys import SCOPES, KeyRefused, create_key, list_keys, revoke_key
+from .log import erase
 from .package import find_version, model_folder, packaged, reproduce
+from .serve import ServeRefused, serve
 from .signoff import acting, sign_off
 
 # %% ../nbs/49_actions.ipynb #03fb2134
@@ -81,17 +84,67 @@ def _export(options: argparse.Namespace) -> int:
     print(audit.export_audit(options.folder))
     return 0
 
-# %% ../nbs/49_actions.ipynb #eeef58c4
+# %% ../nbs/49_actions.ipynb #7134010a
+def _serve(options: argparse.Namespace) -> int:
+    serve(options.model, options.host, options.port, auth=not options.no_auth)
+    return 0
+
+
+def _erase(options: argparse.Namespace) -> int:
+    gone = erase(options.model, options.subject, options.because, actor=options.actor, role=options.role)
+    print(f"{gone} answers erased, and what was known of their outcomes; the totals stay, and the audit log says that it was done")
+    return 0
+
+# %% ../nbs/49_actions.ipynb #18925133
+def _create_key(options: argparse.Namespace) -> int:
+    print(create_key(options.holder, options.scopes.split(","), options.per_minute, actor=options.actor, role=options.role))
+    return 0
+
+
+def _revoke_key(options: argparse.Namespace) -> int:
+    revoke_key(options.key, actor=options.actor, role=options.role)
+    print(f"{options.key} is revoked")
+    return 0
+
+
+def _list_keys(options: argparse.Namespace) -> int:
+    print(list_keys().to_string(index=False))
+    return 0
+
+# %% ../nbs/49_actions.ipynb #3c3a4759
+def _add_service(commands, command, as_somebody) -> None:
+    door = command(commands, "serve", _serve, "answer requests over HTTP with the live version", acts=False)
+    door.add_argument("model", help="the name of a case")
+    door.add_argument("--host", default="127.0.0.1")
+    door.add_argument("--port", type=int, default=8080)
+    door.add_argument("--no-auth", action="store_true", help="ask for no key; on the loopback address only")
+    gone = as_somebody(command(commands, "erase", _erase, "erase a person's answers and outcomes", acts=False))
+    gone.add_argument("model")
+    gone.add_argument("subject", help="the pseudonym that the requests gave")
+    gone.add_argument("--because", required=True, metavar="REASON", help="goes to the audit log; do not name the person")
+    keys = commands.add_parser("key", help="give out and take back keys of the API").add_subparsers(required=True, metavar="ACTION")
+    new = as_somebody(command(keys, "create", _create_key, "make a key; it is shown once", acts=False))
+    new.add_argument("holder")
+    new.add_argument("--scopes", default="predict", help=f"some of {','.join(SCOPES)}; default: %(default)s")
+    new.add_argument("--per-minute", type=int, default=6000, metavar="REQUESTS", help="default: %(default)s")
+    as_somebody(command(keys, "revoke", _revoke_key, "end a key", acts=False)).add_argument("key", help="its id, as in mlops key list")
+    command(keys, "list", _list_keys, "who has which key", acts=False)
+
+# %% ../nbs/49_actions.ipynb #0712097d
 def add_commands(commands) -> None:
-    "Add signoff, promote, reproduce, governance and audit to the subparsers `commands`."
+    "Add signoff, promote, reproduce, governance, audit, serve, key and erase to the subparsers `commands`."
+    def as_somebody(made):
+        made.add_argument("--actor", required=True, metavar="NAME", help="who acts; see data/policies/people.toml")
+        made.add_argument("--role", required=True, help="as what; self-declared where there is no identity provider")
+        return made
+
     def command(group, name, run, text, acts=True):
         made = group.add_parser(name, help=text, description=text)
         made.add_argument("--workspace", type=Path, metavar="FOLDER", help="whose stores are meant; default: MLOPS_WORKSPACE, or var/")
         if acts:
             made.add_argument("model", help="the name of a case")
             made.add_argument("version", help="a number, champion or challenger")
-            made.add_argument("--actor", required=True, metavar="NAME", help="who acts; see data/policies/people.toml")
-            made.add_argument("--role", required=True, help="as what; self-declared where there is no identity provider")
+            as_somebody(made)
         made.set_defaults(run=lambda options: _act(run, options))
         return made
 
@@ -113,13 +166,14 @@ def add_commands(commands) -> None:
     shown.add_argument("model")
     shown.add_argument("--at", metavar="TIME", help="UTC; default: now")
     command(log, "export", _export, "write a folder for an auditor", acts=False).add_argument("folder", type=Path)
+    _add_service(commands, command, as_somebody)
 
-# %% ../nbs/49_actions.ipynb #65612d6e
+# %% ../nbs/49_actions.ipynb #9453b05c
 def _act(run, options: argparse.Namespace) -> int:
     if options.workspace:
         os.environ["MLOPS_WORKSPACE"] = str(options.workspace.resolve())
     try:
         return run(options)
-    except (GovernanceError, audit.AuditError, ArtifactError, GateRefused) as refusal:
+    except (GovernanceError, audit.AuditError, ArtifactError, GateRefused, KeyRefused, ServeRefused) as refusal:
         print(refusal)
         return 3 if isinstance(refusal, GateRefused) else 1 if isinstance(refusal, audit.AuditConflict) else 2
