@@ -6,7 +6,7 @@
 __all__ = ['tables', 'evaluations', 'RECORD_TYPE', 'PALETTE', 'home', 'workspace', 'tracking_uri', 'operations_engine', 'now',
            'log_evaluations', 'read_evaluations', 'generator', 'seed_everything', 'code_revision', 'environment',
            'Parameter', 'parse_parameters', 'ParameterError', 'check_parameter', 'check_parameters', 'case_parameters',
-           'start_case', 'record', 'read_records', 'use_house_style', 'show', 'what_if']
+           'start_case', 'plain', 'record', 'read_records', 'use_house_style', 'show', 'what_if']
 
 # %% ../nbs/00_core.ipynb #89b28d58
 import ast
@@ -232,13 +232,14 @@ def start_case(case: str, variables: dict) -> dict:
 RECORD_TYPE = "application/vnd.mlops.record+json"
 
 
-def _plain(value):
+def plain(value):
+    "`value` as JSON can hold it: numpy's numbers as Python's, frames as lists of rows, missing and infinite numbers as None, the rest as text."
     if isinstance(value, pd.DataFrame):
-        return _plain(value.to_dict("records"))
+        return plain(value.to_dict("records"))
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, float) and not np.isfinite(value):
         return None
@@ -247,7 +248,7 @@ def _plain(value):
 
 def record(**sections) -> None:
     "Store `sections` (numbers, text, dicts, lists, data frames) in the notebook's output; missing numbers become null."
-    values = _plain(sections)
+    values = plain(sections)
     display({RECORD_TYPE: values, "text/plain": f"recorded: {', '.join(values)}"}, raw=True)
 
 

@@ -118,6 +118,12 @@ class UseCase(BaseModel, extra="forbid", frozen=True):
     assumptions: Annotated[list[Assumption], Field(min_length=1)]
     monitoring: Annotated[list[Watch], Field(min_length=1)]
 
+    @model_validator(mode="after")
+    def _rising(self):
+        if self.review_band and self.review_band[0] > self.review_band[1]:
+            raise ValueError(f"review_band {list(self.review_band)} holds nothing; write the lower answer first")
+        return self
+
 # %% ../nbs/02_govern.ipynb #43971352
 class Policy(BaseModel, extra="forbid", frozen=True):
     "What a risk class demands: gates to pass, roles to sign, who may override for how long, how often to look, how fast to roll out."

@@ -6,7 +6,7 @@
 __all__ = ['UNAVAILABLE', 'Problem', 'problem_response', 'Counted', 'make_metrics', 'read_body', 'check_key', 'Outcome',
            'Outcomes', 'parsed', 'response_of', 'make_app', 'ServeRefused', 'serve']
 
-# %% ../nbs/13_serve.ipynb #7316dd91
+# %% ../nbs/13_serve.ipynb #06852a6a
 import asyncio
 import ipaddress
 import json
@@ -27,11 +27,12 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 from swagger_ui_bundle import swagger_ui_path
 
+from .core import now
 from .govern import load_use_case
 from .keys import KeyRing
-from .log import LogUnavailable, OutcomeError, Prediction, PredictionLog, record_outcomes
+from .log import LogUnavailable, OutcomeError, Prediction, PredictionLog, first_line, record_outcomes
 from .schema import complaints
-from .scoring import Champion, Limits, Overloaded, Scorer, Unanswerable, Word
+from .scoring import Champion, Overloaded, RequestLimits, Scorer, Unanswerable, Word
 
 # %% ../nbs/13_serve.ipynb #294140d4
 class Problem(HTTPException):
@@ -50,9 +51,9 @@ def problem_response(problem: HTTPException) -> JSONResponse:
     said |= {"errors": problem.errors} if getattr(problem, "errors", None) else {}
     return JSONResponse(said, problem.status_code, problem.headers, "application/problem+json")
 
-# %% ../nbs/13_serve.ipynb #6c32e930
+# %% ../nbs/13_serve.ipynb #49fb9ebe
 class Counted:
-    "ASGI middleware that counts and times each request, and turns what nobody foresaw into a problem without a stack trace."
+    "ASGI middleware that counts and times each request."
 
     def __init__(self, app, metrics: dict):
         self.app, self.metrics = app, metrics
@@ -76,7 +77,7 @@ class Counted:
             self.metrics["requests"].labels(path, status[0]).inc()
             self.metrics["seconds"].labels(path).observe(time.perf_counter() - start)
 
-# %% ../nbs/13_serve.ipynb #9ebe2495
+# %% ../nbs/13_serve.ipynb #09cd7083
 def make_metrics(registry: CollectorRegistry) -> dict:
     "The counters of one app."
     buckets = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -85,7 +86,7 @@ def make_metrics(registry: CollectorRegistry) -> dict:
         "seconds": Histogram("mlops_request_seconds", "Seconds that a request took", ["path"], buckets=buckets, registry=registry),
         "rows": Counter("mlops_rows", "Rows answered", ["action"], registry=registry),
         "running": Gauge("mlops_requests_in_flight", "Requests that are being answered", registry=registry),
-        "version": Gauge("mlops_live_version", "The version that answers", registry=registry),
+        "version": Gauge("mlops_live_version", "The version that answers, 0 for none", registry=registry),
     }
 
 # %% ../nbs/13_serve.ipynb #89e45dcb
@@ -135,34 +136,35 @@ def parsed(kind: type[BaseModel], body: bytes) -> BaseModel:
         found = complaints(error)
         raise Problem(422, f"{len(found)} thing(s) are wrong; see errors", errors=found) from None
 
-# %% ../nbs/13_serve.ipynb #7fe53725
-def response_of(rows: list[Prediction], ask: BaseModel, reasons: bool) -> dict:
+# %% ../nbs/13_serve.ipynb #50206e0c
+def response_of(rows: list[Prediction], ask: BaseModel) -> dict:
     "What is sent: the rows of the log in words."
     first = rows[0]
     if [row.input for row in rows] != [row.model_dump_json() for row in ask.rows]:
         raise Problem(409, f"request_id {first.request_id} was used for other rows; use another id")
-    said = [json.loads(row.output) | {"action": row.action} | ({"reasons": json.loads(row.reasons)} if reasons else {})
+    said = [json.loads(row.output) | {"action": row.action} | ({"reasons": json.loads(row.reasons)} if ask.reasons else {})
             | ({"warnings": json.loads(row.violations)} if row.violations != "[]" else {}) for row in rows]  # fmt: skip
     return {"request_id": first.request_id, "model": first.model, "version": first.version, "answers": said}
 
-# %% ../nbs/13_serve.ipynb #45b43336
+# %% ../nbs/13_serve.ipynb #5579fed1
 UNAVAILABLE = (LogUnavailable, Overloaded, sa.exc.DBAPIError, OSError)
 
 
 async def _when_unavailable(request: Request, error: Exception) -> JSONResponse:
-    return problem_response(Problem(503, str(error).splitlines()[0][:200] or type(error).__name__, {"Retry-After": "2"}))
+    return problem_response(Problem(503, first_line(error)[:200], {"Retry-After": "2"}))
 
 
 async def _when_unforeseen(request: Request, error: Exception) -> JSONResponse:
     return problem_response(Problem(500, "something is wrong here, not with the request; its traceback is in the server's log"))
 
-# %% ../nbs/13_serve.ipynb #b893c47c
-def make_app(name: str, auth: bool = True, limits: Limits = Limits()) -> FastAPI:  # noqa: B008 (frozen)
+# %% ../nbs/13_serve.ipynb #131faee2
+def make_app(name: str, auth: bool = True, limits: RequestLimits = RequestLimits()) -> FastAPI:  # noqa: B008 (frozen)
     "The API of the live version of the model `name`; without `auth` it asks for no key."
     registry = CollectorRegistry()
     metrics, ring, band = make_metrics(registry), KeyRing() if auth else None, load_use_case(name).review_band
     champion, log = Champion(name, limits), PredictionLog(wait_seconds=2)
     scorer = Scorer(log, band, limits.waiting)
+    metrics["version"].set_function(lambda: champion.live.loaded.version if champion.live else 0)
 
     @asynccontextmanager
     async def lifespan(app):
@@ -175,14 +177,13 @@ def make_app(name: str, auth: bool = True, limits: Limits = Limits()) -> FastAPI
     app.add_exception_handler(Exception, _when_unforeseen)
     for kind in UNAVAILABLE:
         app.add_exception_handler(kind, _when_unavailable)
-    app.state.champion = champion
     _add_doors(app, name, ring, champion, scorer, limits, metrics)
     _add_pages(app, name, champion, registry)
     _add_docs(app, champion)
     return app
 
-# %% ../nbs/13_serve.ipynb #b0e51189
-def _add_doors(app: FastAPI, name: str, ring, champion: Champion, scorer: Scorer, limits: Limits, metrics: dict) -> None:
+# %% ../nbs/13_serve.ipynb #70081ff2
+def _add_doors(app: FastAPI, name: str, ring, champion: Champion, scorer: Scorer, limits: RequestLimits, metrics: dict) -> None:
     @app.post("/v1/predict", openapi_extra=_body("PredictionRequest"), summary="Answer one row or many")
     async def predict(request: Request):
         check_key(ring, request, "predict")
@@ -196,17 +197,16 @@ def _add_doors(app: FastAPI, name: str, ring, champion: Champion, scorer: Scorer
             rows = await scorer.answer(live, ask, ask.request_id or secrets.token_hex(12))
         except Unanswerable as error:
             raise Problem(422, str(error), errors=[{"field": "rows", "rule": str(error), "value": None}]) from None
-        said = response_of(rows, ask, ask.reasons)
+        said = response_of(rows, ask)
         for row in rows:
             metrics["rows"].labels(row.action).inc()
-        metrics["version"].set(live.loaded.version)
         return Response(json.dumps(said), media_type="application/json")
 
     @app.post("/v1/outcomes", openapi_extra=_body("Outcomes"), summary="Say what became of answers")
     async def outcomes(request: Request):
         check_key(ring, request, "outcome")
         given = parsed(Outcomes, await read_body(request, limits.body_bytes))
-        frame = pd.DataFrame([{**vars(one), "happened_at": one.happened_at or pd.Timestamp.now(tz="UTC").isoformat()} for one in given.outcomes])
+        frame = pd.DataFrame([{**vars(one), "happened_at": one.happened_at or now().isoformat()} for one in given.outcomes])
         try:
             return vars(await asyncio.to_thread(record_outcomes, name, frame))
         except OutcomeError as error:

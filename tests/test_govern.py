@@ -57,6 +57,7 @@ def test_classes_follow_from_factors(rules):
         ("use_cases/credit_risk", 'owner = "data_engineer"', 'owner = "the boss"', "risks.0.owner: Input should be 'subject_matter_expert'"),
         ("use_cases/credit_risk", "residual_likelihood = 1", "residual_likelihood = 5", "residual risk is above the risk"),
         ("use_cases/credit_risk", "sex = 0.8", "sex = 1.8", "limits.fairness.sex"),
+        ("use_cases/credit_risk", "review_band = [0.15, 0.18]", "review_band = [0.18, 0.15]", "write the lower answer first"),
         ("use_cases/credit_risk", "[factors.impact]", "[factors.impact", "is no TOML"),
     ],
 )
