@@ -14,6 +14,7 @@ import pandas as pd
 
 from . import audit
 from .artifact import ArtifactError, sha256
+from .batch import BatchError, score_file
 from .gates import GateRefused, Override, promote
 from .govern import GovernanceError
 from .governance import governance_report
@@ -90,6 +91,11 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
+def _score(options: argparse.Namespace) -> int:
+    print(score_file(options.model, options.source, options.target, actor=options.actor, role=options.role))
+    return 0
+
+
 def _erase(options: argparse.Namespace) -> int:
     gone = erase(options.model, options.subject, options.because, actor=options.actor, role=options.role)
     print(f"{gone} answers erased, and what was known of their outcomes; the totals stay, and the audit log says that it was done")
@@ -118,6 +124,10 @@ def _add_service(commands, command, as_somebody) -> None:
     door.add_argument("--host", default="127.0.0.1")
     door.add_argument("--port", type=int, default=8080)
     door.add_argument("--no-auth", action="store_true", help="ask for no key; on the loopback address only")
+    batch = as_somebody(command(commands, "score", _score, "score a parquet file with the live version", acts=False))
+    batch.add_argument("model")
+    batch.add_argument("source", type=Path, metavar="IN.parquet")
+    batch.add_argument("target", type=Path, metavar="OUT.parquet", help="rows that cannot be scored go to OUT.rejected.parquet")
     gone = as_somebody(command(commands, "erase", _erase, "erase a person's answers and outcomes", acts=False))
     gone.add_argument("model")
     gone.add_argument("subject", help="the pseudonym that the requests gave")
@@ -132,7 +142,7 @@ def _add_service(commands, command, as_somebody) -> None:
 
 # %% ../nbs/49_actions.ipynb #0712097d
 def add_commands(commands) -> None:
-    "Add signoff, promote, reproduce, governance, audit, serve, key and erase to the subparsers `commands`."
+    "Add signoff, promote, reproduce, governance, audit, serve, score, key and erase to the subparsers `commands`."
     def as_somebody(made):
         made.add_argument("--actor", required=True, metavar="NAME", help="who acts; see data/policies/people.toml")
         made.add_argument("--role", required=True, help="as what; self-declared where there is no identity provider")
@@ -174,6 +184,6 @@ def _act(run, options: argparse.Namespace) -> int:
         os.environ["MLOPS_WORKSPACE"] = str(options.workspace.resolve())
     try:
         return run(options)
-    except (GovernanceError, audit.AuditError, ArtifactError, GateRefused, KeyRefused, ServeRefused) as refusal:
+    except (GovernanceError, audit.AuditError, ArtifactError, GateRefused, KeyRefused, ServeRefused, BatchError) as refusal:
         print(refusal)
         return 3 if isinstance(refusal, GateRefused) else 1 if isinstance(refusal, audit.AuditConflict) else 2

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REMEDIES', 'PANDERA_RULES', 'SCHEMA', 'REQUIRED', 'ROLE_TRAITS', 'Column', 'DatasetError', 'ContractError',
-           'refuse_unknown', 'parse_times', 'as_moment', 'check_table', 'infer_column', 'check_part', 'kind_of',
-           'role_columns', 'read_description']
+           'refuse_unknown', 'parse_times', 'as_moment', 'check_table', 'row_faults', 'infer_column', 'check_part',
+           'kind_of', 'role_columns', 'read_description']
 
 # %% ../nbs/03_contract.ipynb #a72e647b
 import tomllib
@@ -151,6 +151,19 @@ def check_table(frame: pd.DataFrame, contract: dict[str, Column], key: tuple = (
             found.append((table, " + ".join(key) if rule == "duplicate key" else name, rule, len(rows), rows[:10], values))
     failures = pd.DataFrame(found, columns=["table", "column", "rule", "count", "rows", "values"])
     return failures.assign(remedy=failures["rule"].map(REMEDIES))
+
+# %% ../nbs/03_contract.ipynb #b47c0de1
+def row_faults(frame: pd.DataFrame, contract: dict[str, Column]) -> pd.Series:
+    "For each row of `frame`, which has all columns of `contract`, what is wrong as `column: rule`, with semicolons between; empty where nothing is."
+    said = pd.Series("", frame.index, dtype=object)
+    for name, column in contract.items():
+        kept = _kept(frame[name], column)
+        if not (column.nullable or column.inferred):
+            kept["null value"] = frame[name].notna()
+        for rule, keeps in kept.items():
+            if not keeps.all():
+                said[~keeps] += f"; {name}: {rule}"
+    return said.str.removeprefix("; ")
 
 # %% ../nbs/03_contract.ipynb #7ea9df73
 def infer_column(values: pd.Series) -> Column:

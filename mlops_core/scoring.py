@@ -46,9 +46,10 @@ class Overloaded(RuntimeError):
 # %% ../nbs/13_scoring.ipynb #1552e385
 @dataclass(frozen=True)
 class Live:
-    "A version that answers: the loaded model, the type of a request, and the columns' types and training limits."
+    "A version that answers: the loaded model, the type of a request, and the columns' contract, types and training limits."
     loaded: LoadedModel
     ask: type[BaseModel]
+    contract: dict
     types: dict
     low: np.ndarray
     high: np.ndarray
@@ -78,7 +79,7 @@ def make_live(loaded: LoadedModel, limits: RequestLimits) -> Live:
     types = {name: np.dtype("float64") if about.type in ("number", "integer") else sample[name].dtype for name, about in contract.items()}
     known = facts(loaded.folder)["limits"]
     low, high = (np.array([known.get(name, {}).get(end, np.nan) for name in sample], float) for end in ("low", "high"))
-    live = Live(loaded, request_type(row, example, limits), types, low, high)
+    live = Live(loaded, request_type(row, example, limits), contract, types, low, high)
     answers(live, [row.model_validate(example)])
     return live
 

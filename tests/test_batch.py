@@ -1,0 +1,207 @@
+"""Files of rows: every row is answered or named, a kill costs one piece, memory does not grow with the file."""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mlops_core import audit, batch, credit, package
+from mlops_core.cli import main
+from mlops_core.contract import check_table, row_faults
+from mlops_core.data import load_dataset
+from mlops_core.experiment import classification_fold
+from mlops_core.govern import GovernanceError, load_use_case
+from mlops_core.scoring import RequestLimits, make_live
+
+WHO = {"actor": "cho", "role": "devops"}
+COLUMNS = ("limit_bal", "education", "pay_0", "pay_2", "bill_amt1", "pay_amt1")
+CLIENTS = load_dataset("credit_default").table[["client_id", *COLUMNS]]
+BROKEN = {3: ("pay_0", 99), 4: ("pay_0", np.nan), 5: ("education", "phd"), 1500: ("limit_bal", np.inf), 2999: ("pay_2", 0.5)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def version(tmp_path_factory):
+    before, os.environ["MLOPS_WORKSPACE"] = os.environ.get("MLOPS_WORKSPACE"), str(tmp_path_factory.mktemp("batch"))
+    source = load_dataset("credit_default")
+    build = functools.partial(classification_fold, features=COLUMNS, sample=3000)
+    recipe = package.Recipe("credit_default", build, credit.BoostedTrees(), 0)
+    fold, tables = recipe.fold(), {"inputs": [{"column": column, "source": f"clients.{column}"} for column in COLUMNS]}
+    case = credit.credit_case(source, list(COLUMNS))
+    made = package.package_model(case, recipe.fit(fold), recipe, fold, tables, actor="ana", role="data_scientist")
+    audit.append("champion", made.subject, {"manifest": made.manifest}, **WHO)
+    yield made
+    os.environ.pop("MLOPS_WORKSPACE") if before is None else os.environ.update(MLOPS_WORKSPACE=before)
+
+
+@pytest.fixture
+def clients(tmp_path):
+    "3,000 clients, of whom some have rows that cannot be."
+    rows = CLIENTS.head(3000).astype({"limit_bal": "float64", "pay_0": "float64", "pay_2": "float64"})
+    for row, (column, value) in BROKEN.items():
+        rows.loc[row, column] = value
+    rows.to_parquet(tmp_path / "in.parquet")
+    return tmp_path / "in.parquet"
+
+
+def score(source, target=None, size=400, **more):
+    return batch.score_file("credit_risk", source, target or source.with_name("out.parquet"), size, show=False, **(WHO | more))
+
+
+def test_every_row_is_answered_or_named(version, clients):
+    report = score(clients)
+    answered, rejected, rows = pd.read_parquet(report.target), pd.read_parquet(report.side_file), pd.read_parquet(clients)
+    assert rejected["row"].tolist() == list(BROKEN)
+    assert [reasons.split(":")[0] for reasons in rejected["reasons"]] == [column for column, _ in BROKEN.values()]
+    assert rejected["client_id"].tolist() == rows.loc[list(BROKEN), "client_id"].tolist(), "a rejected row is there as it came"
+    assert sorted([*answered["row"], *rejected["row"]]) == list(range(3000))
+    expected = version.answer(rows.drop(index=list(BROKEN))[list(COLUMNS)])
+    np.testing.assert_allclose(answered["probability"], expected["probability"], rtol=1e-9)
+    assert answered["client_id"].tolist() == rows.drop(index=list(BROKEN))["client_id"].tolist()
+    decided = version.decide(expected, load_use_case("credit_risk").review_band)
+    assert answered["action"].tolist() == decided.tolist() and report.actions == decided.value_counts().to_dict()
+
+
+def test_the_audit_log_has_one_entry_with_the_hashes(clients):
+    report = score(clients)
+    entry = audit.entries(event="scored").iloc[-1]
+    assert entry["payload"]["input"] == batch._file_hash(clients) and entry["payload"]["output"] == batch._file_hash(report.target)
+    assert entry["payload"]["side_file"] == batch._file_hash(report.side_file) and entry["subject"] == report.subject
+    assert (entry["payload"]["rows"], entry["payload"]["rejected"], entry["actor"]) == (3000, 5, "cho")
+
+
+def test_rows_are_judged_as_the_data_contract_judges_them(version, clients):
+    contract, rows = make_live(version, RequestLimits()).contract, pd.read_parquet(clients)[list(COLUMNS)]
+    faults, found = row_faults(rows, contract), check_table(rows, contract)
+    said = {(row, f"{one.column}: {one.rule}") for one in found.itertuples() for row in one.rows}
+    assert said == {(row, fault) for row, text in faults[faults != ""].items() for fault in text.split("; ")}
+
+
+KILLED = """
+import sys, os, signal
+from mlops_core import batch
+whole, calls = batch.score_rows, []
+def until(*words):
+    calls.append(1)
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*words)
+if sys.argv[3] == "piece":
+    batch.score_rows = until
+else:  # when the entry is written and the file is not there yet
+    replace = os.replace
+    os.replace = lambda a, b: os.kill(os.getpid(), signal.SIGKILL) if str(b) == sys.argv[2] else replace(a, b)
+batch.score_file("credit_risk", sys.argv[1], sys.argv[2], 400, actor="cho", role="devops")
+"""
+
+
+@pytest.mark.parametrize("where", ["piece", "end"])
+def test_a_kill_costs_one_piece(clients, where, monkeypatch):
+    whole, target = score(clients, clients.with_name("whole.parquet")), clients.with_name("out.parquet")
+    entries = len(audit.entries(event="scored"))
+    done = subprocess.run([sys.executable, "-c", KILLED, clients, target, where], capture_output=True)
+    assert done.returncode == -signal.SIGKILL and not target.exists(), "no half file"
+    scored = []
+    monkeypatch.setattr(batch, "score_rows", lambda *words, made=batch.score_rows: scored.append(1) or made(*words))
+    score(clients)
+    assert len(scored) == (5 if where == "piece" else 0), "8 pieces, of which those that were done are not done again"
+    assert batch._file_hash(target) == batch._file_hash(whole.target)
+    assert len(audit.entries(event="scored")) == entries + 1 and not list(clients.parent.glob("*.pieces"))
+
+
+def test_pieces_of_another_input_or_size_are_not_used(clients):
+    pieces = clients.with_name("out.parquet.pieces")
+    pieces.mkdir()
+    (pieces / "plan.json").write_text('{"input": "another", "job": "x"}')
+    (pieces / "000000.json").write_text('{"rows": 400, "rejected": 0, "actions": {}}')
+    assert score(clients).rows == 3000 and pq.read_metadata(clients.with_name("out.parquet")).num_rows == 2995
+
+
+def put(frame):
+    def make(path):
+        frame.to_parquet(path)
+
+    return make
+
+
+REFUSED = {
+    "missing": (lambda path: None, "there is no file"),
+    "text": (lambda path: path.write_text("client_id"), "cannot be read as parquet"),
+    "a column missing": (put(CLIENTS.drop(columns=["pay_0", "pay_2"])), "lacks pay_0, pay_2"),
+    "empty": (put(CLIENTS.head(0)), "holds no rows"),
+    "our names": (put(CLIENTS.head(9).assign(probability=1.0)), "has a column probability"),
+    "all broken": (put(CLIENTS.head(9).assign(pay_0=77)), "not one of 9 rows"),
+    "text for numbers": (put(CLIENTS.head(9).assign(pay_0="late")), "not one of 9 rows"),
+}
+
+
+@pytest.mark.parametrize("bad", REFUSED)
+def test_what_cannot_be_scored_is_refused(tmp_path, bad):
+    make, said = REFUSED[bad]
+    make(tmp_path / "in.parquet")
+    with pytest.raises(batch.BatchError, match=said):
+        score(tmp_path / "in.parquet")
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_a_file_that_breaks_off_keeps_what_is_done(tmp_path):
+    whole = tmp_path / "whole.parquet"
+    pq.write_table(pa.Table.from_pandas(CLIENTS.head(3000)), whole, row_group_size=500)
+    content = bytearray(whole.read_bytes())
+    at = pq.ParquetFile(whole).metadata.row_group(5).column(0).data_page_offset
+    content[at : at + 60] = b"\xff" * 60
+    (tmp_path / "in.parquet").write_bytes(content)
+    with pytest.raises(batch.BatchError, match=r"not scored to its end.*run the same again"):
+        score(tmp_path / "in.parquet", size=500)
+    assert len(list((tmp_path / "out.parquet.pieces").glob("*.answered.parquet"))) == 5
+
+
+def test_nothing_is_written_over_and_only_who_may_acts(clients):
+    score(clients)
+    with pytest.raises(batch.BatchError, match="not written over"):
+        score(clients)
+    with pytest.raises(GovernanceError, match="does not hold"):
+        score(clients, clients.with_name("other.parquet"), actor="mallory")
+    assert not clients.with_name("other.parquet").exists()
+
+
+def test_a_model_of_more_than_rows_is_refused(clients, monkeypatch):
+    monkeypatch.setattr(batch, "facts", lambda folder: {"request_key": "user"})
+    with pytest.raises(batch.BatchError, match="more than one row"):
+        score(clients)
+
+
+def test_the_command_line(clients, capsys):
+    line = ["score", "credit_risk", str(clients), str(clients.with_name("out.parquet")), "--actor", "cho", "--role", "devops"]
+    assert main(line) == 0 and "2,995 of 3,000 rows answered by credit_risk/1" in capsys.readouterr().out
+    assert main(line) == 2 and "not written over" in capsys.readouterr().out
+
+
+GROWING = """
+import resource, sys
+from mlops_core import batch
+peaks = []
+for name in ("small", "large"):
+    source = f"{sys.argv[1]}/{name}.parquet"
+    report = batch.score_file("credit_risk", source, source + ".out", 50_000, False, actor="cho", role="devops")
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(report.rows, *peaks)
+"""
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    many = pa.Table.from_pandas(CLIENTS, preserve_index=False)
+    for name, times in (("small", 5), ("large", 60)):
+        with pq.ParquetWriter(tmp_path / f"{name}.parquet", many.schema) as writer:
+            for _ in range(times):
+                writer.write_table(many)
+    assert 60 * many.nbytes > 90e6, "the whole file would be seen"
+    done = subprocess.run([sys.executable, "-c", GROWING, tmp_path], capture_output=True, text=True, check=True)
+    rows, small, large = map(float, done.stdout.split())
+    assert rows == 1_800_000 and large - small < 45, "megabytes at the peak, for twelve times the rows"
