@@ -29,11 +29,11 @@ from .package import facts, load_model
 from .scoring import Live, RequestLimits, make_live
 from .signoff import acting
 
-# %% ../nbs/14_batch.ipynb #63243f78
+# %% ../nbs/14_batch.ipynb #cd27eb27
 class BatchError(ValueError):
     "A file that cannot be scored as it stands; the message says what to do, and what was done already is kept."
 
-# %% ../nbs/14_batch.ipynb #4f8d94f6
+# %% ../nbs/14_batch.ipynb #0c22eba4
 @dataclass(frozen=True)
 class BatchReport:
     "What became of a file: how many `rows`, how many of them `rejected`, the count of `actions`, and which version answered."
@@ -57,7 +57,7 @@ class BatchReport:
 def _side(target: Path) -> Path:
     return target.with_name(f"{target.stem}.rejected.parquet")
 
-# %% ../nbs/14_batch.ipynb #11e4dcf3
+# %% ../nbs/14_batch.ipynb #5a8fc688
 def score_rows(live: Live, table: pa.Table, first: int, band: tuple[float, float] | None = None) -> tuple[pa.Table, pa.Table]:
     "The rows of `table`, which begins at row `first` of its file, that are answered, and those that break the contract, with reasons."
     frame, places = table.to_pandas(ignore_metadata=True), pa.array(range(first, first + len(table)), pa.int64())
@@ -73,7 +73,7 @@ def score_rows(live: Live, table: pa.Table, first: int, band: tuple[float, float
             through = through.append_column(name, pa.array(values))
     return through, rejected
 
-# %% ../nbs/14_batch.ipynb #4037e6cb
+# %% ../nbs/14_batch.ipynb #e18026a6
 def _write(path: Path, write) -> None:
     "`path` whole or not at all."
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -88,7 +88,7 @@ def _file_hash(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-# %% ../nbs/14_batch.ipynb #3e36de67
+# %% ../nbs/14_batch.ipynb #28209916
 def _resume(pieces: Path, plan: dict) -> str:
     "Make the folder `pieces` one for `plan`, keeping what is in it if it was made for the same; returns the job's id."
     known = pieces / "plan.json"
@@ -100,7 +100,7 @@ def _resume(pieces: Path, plan: dict) -> str:
         _write(known, lambda part: part.write_text(json.dumps(before)))
     return before["job"]
 
-# %% ../nbs/14_batch.ipynb #16dffff3
+# %% ../nbs/14_batch.ipynb #54fef09e
 def _score_pieces(live: Live, source: pq.ParquetFile, pieces: Path, size: int, band, show: bool) -> None:
     with tqdm(total=source.metadata.num_rows, unit=" rows", unit_scale=True, desc="score", disable=not show) as bar:
         for number, batch in enumerate(source.iter_batches(size)):
@@ -115,7 +115,7 @@ def _score_pieces(live: Live, source: pq.ParquetFile, pieces: Path, size: int, b
                 _write(done, lambda part, said=said: part.write_text(said))
             bar.update(len(batch))
 
-
+# %% ../nbs/14_batch.ipynb #a3db6fce
 def _join(pieces: Path, kind: str, target: Path) -> Path | None:
     "All pieces of a `kind` as one file beside `target`, not yet under its name."
     found = sorted(pieces.glob(f"*.{kind}.parquet"))
@@ -127,7 +127,7 @@ def _join(pieces: Path, kind: str, target: Path) -> Path | None:
             writer.write_table(pq.read_table(piece))
     return whole
 
-# %% ../nbs/14_batch.ipynb #0402401f
+# %% ../nbs/14_batch.ipynb #484a308c
 def score_file(name: str, source: Path, target: Path, size: int = 100_000, show: bool = True, *, actor: str, role: str) -> BatchReport:
     """Score the parquet file `source` with the live version of the model `name` into the new file `target`, in pieces of `size` rows.
 
@@ -154,7 +154,7 @@ def score_file(name: str, source: Path, target: Path, size: int = 100_000, show:
         said = f"{source.name} was not scored to its end: {first_line(error)}; what is done is kept"
         raise BatchError(f"{said}: mend it and run the same again") from error
 
-# %% ../nbs/14_batch.ipynb #09784f58
+# %% ../nbs/14_batch.ipynb #9c491450
 def _opened(source: Path, live: Live) -> pq.ParquetFile:
     "The input, if it has rows and all columns; raises `BatchError` that names what it lacks."
     if not source.is_file():
@@ -173,7 +173,7 @@ def _opened(source: Path, live: Live) -> pq.ParquetFile:
         raise BatchError(f"{source.name} holds no rows")
     return opened
 
-
+# %% ../nbs/14_batch.ipynb #9bc0dc07
 def _finish(live: Live, target: Path, pieces: Path, plan: dict, actor: str, role: str) -> BatchReport:
     said = [json.loads(path.read_text()) for path in sorted(pieces.glob("[0-9]*.json"))]
     actions = dict(sum((Counter(one["actions"]) for one in said), Counter()))

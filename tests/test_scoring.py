@@ -24,7 +24,7 @@ def picky(frame):
 
 def live():
     loaded = types.SimpleNamespace(name="toy", version=1, answer=picky, decide=None, reasons=None)
-    return scoring.Live(loaded, ASK, {"x": np.dtype("float64")}, np.array([0.0]), np.array([10.0]))
+    return scoring.Live(loaded, ASK, {}, {"x": np.dtype("float64")}, np.array([0.0]), np.array([10.0]))
 
 
 def ask_all(scorer, numbers):
