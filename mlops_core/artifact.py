@@ -270,7 +270,8 @@ NOT_COVERED = (MANIFEST, "registered_model_meta")  # the second is MLflow's, add
 # %% ../nbs/09_artifact.ipynb #0d08bf06
 def sha256(path: Path) -> str:
     "The SHA-256 of a file, in hexadecimal."
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 # %% ../nbs/09_artifact.ipynb #d22ac51e
 def file_hashes(folder: Path) -> dict[str, str]:
