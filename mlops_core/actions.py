@@ -21,8 +21,10 @@ from .governance import governance_report
 from .keys import SCOPES, KeyRefused, create_key, list_keys, revoke_key
 from .log import erase
 from .package import find_version, model_folder, packaged, reproduce
+from .rollout import RolloutError, RolloutRefused, abort, advance, guard, rollback, start, status
 from .serve import ServeRefused, serve
 from .signoff import acting, sign_off
+from .traffic import RolloutConflict
 
 # %% ../nbs/49_actions.ipynb #03fb2134
 def _signoff(options: argparse.Namespace) -> int:
@@ -87,7 +89,7 @@ def _export(options: argparse.Namespace) -> int:
 
 # %% ../nbs/49_actions.ipynb #7134010a
 def _serve(options: argparse.Namespace) -> int:
-    serve(options.model, options.host, options.port, auth=not options.no_auth)
+    serve(options.model, options.host, options.port, auth=not options.no_auth, guard=guard)
     return 0
 
 
@@ -117,6 +119,30 @@ def _list_keys(options: argparse.Namespace) -> int:
     print(list_keys().to_string(index=False))
     return 0
 
+# %% ../nbs/49_actions.ipynb #c49a0001
+def _start(options: argparse.Namespace) -> int:
+    start(options.model, options.version, at_once=options.at_once, actor=options.actor, role=options.role)
+    print(status(options.model))
+    return 0
+
+
+def _advance(options: argparse.Namespace) -> int:
+    advance(options.model, options.because, actor=options.actor, role=options.role)
+    print(status(options.model))
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    way = abort if options.run_name == "abort" else rollback
+    way(options.model, options.because, actor=options.actor, role=options.role)
+    print(status(options.model))
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    print(status(options.model))
+    return 0
+
 # %% ../nbs/49_actions.ipynb #3c3a4759
 def _add_service(commands, command, as_somebody) -> None:
     door = command(commands, "serve", _serve, "answer requests over HTTP with the live version", acts=False)
@@ -140,9 +166,26 @@ def _add_service(commands, command, as_somebody) -> None:
     as_somebody(command(keys, "revoke", _revoke_key, "end a key", acts=False)).add_argument("key", help="its id, as in mlops key list")
     command(keys, "list", _list_keys, "who has which key", acts=False)
 
+# %% ../nbs/49_actions.ipynb #c49a0002
+def _add_rollout(commands, command, as_somebody) -> None:
+    ways = commands.add_parser("rollout", help="replace the live version step by step, and go back").add_subparsers(required=True, metavar="ACTION")
+    first = as_somebody(command(ways, "start", _start, "let an approved version follow the live one in the shadow", acts=False))
+    first.add_argument("model")
+    first.add_argument("version", help="a number")
+    first.add_argument("--at-once", action="store_true", help="switch without steps (blue-green), where the policy allows it")
+    command(ways, "status", _status, "where the roll-out stands, and how the step is judged", acts=False).add_argument("model")
+    on = as_somebody(command(ways, "advance", _advance, "judge the step and take the next one", acts=False))
+    on.add_argument("model")
+    on.add_argument("--because", default="", metavar="REASON", help="why before its time; goes to the audit log")
+    for name, text in (("abort", "end the roll-out; the champion goes on alone"), ("rollback", "the same, or with no roll-out the champion before")):
+        back = as_somebody(command(ways, name, _stop, text, acts=False))
+        back.add_argument("model")
+        back.add_argument("--because", required=True, metavar="REASON", help="goes to the audit log")
+        back.set_defaults(run_name=name)
+
 # %% ../nbs/49_actions.ipynb #0712097d
 def add_commands(commands) -> None:
-    "Add signoff, promote, reproduce, governance, audit, serve, score, key and erase to the subparsers `commands`."
+    "Add signoff, promote, reproduce, governance, audit, serve, score, key, erase and rollout to the subparsers `commands`."
     def as_somebody(made):
         made.add_argument("--actor", required=True, metavar="NAME", help="who acts; see data/policies/people.toml")
         made.add_argument("--role", required=True, help="as what; self-declared where there is no identity provider")
@@ -177,6 +220,7 @@ def add_commands(commands) -> None:
     shown.add_argument("--at", metavar="TIME", help="UTC; default: now")
     command(log, "export", _export, "write a folder for an auditor", acts=False).add_argument("folder", type=Path)
     _add_service(commands, command, as_somebody)
+    _add_rollout(commands, command, as_somebody)
 
 # %% ../nbs/49_actions.ipynb #9453b05c
 def _act(run, options: argparse.Namespace) -> int:
@@ -184,6 +228,7 @@ def _act(run, options: argparse.Namespace) -> int:
         os.environ["MLOPS_WORKSPACE"] = str(options.workspace.resolve())
     try:
         return run(options)
-    except (GovernanceError, audit.AuditError, ArtifactError, GateRefused, KeyRefused, ServeRefused, BatchError) as refusal:
+    except (GovernanceError, audit.AuditError, ArtifactError, GateRefused, KeyRefused, ServeRefused, BatchError,
+            RolloutError, RolloutRefused, RolloutConflict) as refusal:
         print(refusal)
-        return 3 if isinstance(refusal, GateRefused) else 1 if isinstance(refusal, audit.AuditConflict) else 2
+        return 3 if isinstance(refusal, GateRefused | RolloutRefused) else 1 if isinstance(refusal, audit.AuditConflict | RolloutConflict) else 2

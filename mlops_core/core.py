@@ -55,9 +55,6 @@ def tracking_uri() -> str:
     return os.environ.get("MLOPS_TRACKING_URI") or f"sqlite:///{workspace() / 'mlflow.db'}"
 
 
-_OPENED: set[str] = set()  # files that this process has opened: one that vanishes is an error, not a reason to begin a new one
-
-
 def _prepare_sqlite(connection, _) -> None:
     connection.execute("PRAGMA synchronous=FULL")  # on disk at commit
     connection.execute("PRAGMA secure_delete=ON")  # what is deleted is overwritten
@@ -71,19 +68,41 @@ def _prepare_sqlite(connection, _) -> None:
             time.sleep(0.05)
 
 
+def _engine(url: str) -> sa.Engine:
+    engine = sa.create_engine(url, poolclass=sa.pool.NullPool)  # a connection that outlives its file or its process would be worse than a slow one
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+    return engine
+
+
+def _which(engine: sa.Engine) -> tuple | None:
+    "Which database this is and how many tables it is asked to have; None for a file that is not there."
+    if engine.dialect.name != "sqlite":
+        return engine.url.database, len(tables.tables)
+    try:
+        found = os.stat(engine.url.database)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, len(tables.tables)
+
+
+_PREPARED: dict[str, tuple] = {}  # by address: the engine, and what `_which` said when its tables were looked for
+
+
 def operations_engine() -> sa.Engine:
     "SQLAlchemy engine of the operations database: `MLOPS_OPS_URL`, or a SQLite file in the workspace (WAL mode)."
-    engine = sa.create_engine(os.environ.get("MLOPS_OPS_URL") or f"sqlite:///{workspace() / 'operations.db'}?timeout=30")
-    if engine.dialect.name == "sqlite":
-        if engine.url.database in _OPENED and not Path(engine.url.database).exists():
-            raise FileNotFoundError(f"{engine.url.database} is gone: it was there when this process began; put it back, or start again")
-        sa.event.listen(engine, "connect", _prepare_sqlite)
-    with engine.begin() as connection:
-        for table in tables.sorted_tables:  # look and create in one statement, for two processes that begin at once
-            connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
-            for index in table.indexes:
-                connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
-    _OPENED.add(engine.url.database)
+    url = os.environ.get("MLOPS_OPS_URL") or f"sqlite:///{workspace() / 'operations.db'}?timeout=30"
+    engine, seen = _PREPARED.get(url) or (_engine(url), None)
+    found = _which(engine)
+    if seen and not found:
+        raise FileNotFoundError(f"{engine.url.database} is gone: it was there when this process began; put it back, or start again")
+    if not seen or found != seen:
+        with engine.begin() as connection:
+            for table in tables.sorted_tables:  # look and create in one statement, for two processes that begin at once
+                connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
+                for index in table.indexes:
+                    connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
+        _PREPARED[url] = engine, _which(engine)
     return engine
 
 # %% ../nbs/00_core.ipynb #913814c8

@@ -98,6 +98,10 @@ class Limits(BaseModel, extra="forbid", frozen=True):
     slice_at_most: float | None = None
     slice_rows: int = 0
     membership_auc: Annotated[float, Field(ge=0.5, le=1)] | None = None
+    rollout_rows: Annotated[int, Field(ge=20)] = 200
+    rollout_errors: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    rollout_shift: Annotated[float, Field(gt=0, le=1)] = 0.15
+    rollout_disagreement: Annotated[float, Field(gt=0, le=1)] = 0.1
     metrics: dict[str, Bounds] = {}
     fairness: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}
 
@@ -134,6 +138,7 @@ class Policy(BaseModel, extra="forbid", frozen=True):
     monitor_every_days: Positive
     rollout: list[Annotated[float, Field(gt=0, le=1)]]
     rollout_days: Positive
+    blue_green: bool = False  # may a version replace another at once?
 
 # %% ../nbs/02_govern.ipynb #f6fb4844
 class SignOff(BaseModel, extra="forbid", frozen=True):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlops_core import log, scoring
+from mlops_core import log, scoring, traffic
 from mlops_core.contract import Column
 from mlops_core.schema import row_type
 
@@ -22,14 +22,14 @@ def picky(frame):
     return pd.DataFrame({"half": frame["x"] / 2})
 
 
-def live():
-    loaded = types.SimpleNamespace(name="toy", version=1, answer=picky, decide=None, reasons=None)
+def live(version=1, answer=picky):
+    loaded = types.SimpleNamespace(name="toy", version=version, answer=answer, decide=None, reasons=None)
     return scoring.Live(loaded, ASK, {}, {"x": np.dtype("float64")}, np.array([0.0]), np.array([10.0]))
 
 
-def ask_all(scorer, numbers):
+def ask_all(scorer, numbers, route=None):
     async def together():
-        one = live()
+        one = route or scoring.Route(live())
         asked = [scorer.answer(one, ASK(rows=[{"x": number}]), f"r{place}") for place, number in enumerate(numbers)]
         return await asyncio.gather(*asked, return_exceptions=True)
 
@@ -62,3 +62,59 @@ def test_an_error_that_says_nothing_does_not_end_the_log(operations, monkeypatch
             with pytest.raises(log.LogUnavailable, match="TimeoutError"):
                 writer.submit([log.Prediction("toy", "r", 1, "champion")]).result(timeout=10)
         assert writer.submit([log.Prediction("toy", "r", 1, "champion")]).result(timeout=10)
+
+
+def broken(frame):
+    if (frame["x"] > 5).any():
+        raise KeyError("a column")
+    return pd.DataFrame({"half": frame["x"] / 2})
+
+
+def in_rollout(step):
+    running = traffic.Rollout(1, "toy", 1, 2, (0.5, 1.0), step, "running", 1, None, None, "")
+    return scoring.Route(live(), live(2, broken), running)
+
+
+def test_where_the_challenger_fails_the_champion_answers_and_the_log_says_so(operations):
+    with log.PredictionLog() as writer:
+        scorer = scoring.Scorer(writer, None, 100)
+        found = ask_all(scorer, [1.0, 7.0, 2.0], in_rollout(2))
+        scorer.close()
+    sent = [(rows[0].version, rows[0].role, rows[0].fallback, rows[0].output) for rows in found]
+    failed = (1, "champion", "challenger 2 failed: KeyError", '{"half": 3.5}')
+    assert sent == [(2, "challenger", "", '{"half": 0.5}'), failed, (2, "challenger", "", '{"half": 1.0}')]
+    shadows = log.joined("toy", sent=False).set_index("request_id")
+    assert shadows["version"].to_dict() == {"r0": 1, "r2": 1}, "who has failed is not asked again"
+
+
+def test_a_failure_in_the_shadow_is_logged_and_nobody_notices(operations):
+    with log.PredictionLog() as writer:
+        scorer = scoring.Scorer(writer, None, 100)
+        found = ask_all(scorer, [1.0, 7.0], in_rollout(0))
+        scorer.close()
+    assert [(rows[0].version, rows[0].fallback) for rows in found] == [(1, ""), (1, "")]
+    shadows = log.joined("toy", sent=False).set_index("request_id")
+    assert shadows["fallback"].to_dict() == {"r0": "", "r1": "KeyError"} and set(shadows["version"]) == {2}
+    assert shadows["output"].to_dict() == {"r0": '{"half": 0.5}', "r1": "{}"}
+
+
+def test_a_shadow_that_cannot_follow_drops_and_counts(operations):
+    with log.PredictionLog() as writer:
+        shadow = scoring.Shadow(writer, None, most=0)
+        shadow.put(in_rollout(0), [], [])
+        shadow.close()
+    assert shadow.dropped == 1 and log.joined("toy", sent=False).empty
+
+
+def test_a_share_is_kept_for_each_subject_of_a_request_with_many_rows(operations):
+    rows, subjects = [{"x": 1.0}] * 400, [f"s{number % 100}" for number in range(400)]
+    with log.PredictionLog() as writer:
+        scorer, route = scoring.Scorer(writer, None, 100), in_rollout(1)
+        found = asyncio.run(scorer.answer(route, ASK(rows=rows, subjects=subjects), "many"))
+        scorer.close()
+    met = {}
+    for row in found:
+        met.setdefault(row.subject, set()).add(row.version)
+    assert all(len(versions) == 1 for versions in met.values()) and 30 < sum(versions == {2} for versions in met.values()) < 70
+    assert [row.position for row in found] == list(range(400)) and [row.subject for row in found] == subjects
+    assert {name for name, versions in met.items() if versions == {2}} == {name for name in met if traffic.place(name, "toy/2/1") < 0.5}

@@ -21,6 +21,7 @@ from mlops_core.experiment import classification_fold
 WHO = {"actor": "cho", "role": "devops"}
 STARTER = """
 import os, signal, sys
+from mlops_core.rollout import guard
 from mlops_core.serve import serve
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever ends is gone
 for line in sys.stdin:
@@ -30,7 +31,7 @@ for line in sys.stdin:
         continue
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.environ["MLOPS_WORKSPACE"] = workspace
-    serve("credit_risk", port=int(port), auth=auth == "auth")
+    serve("credit_risk", port=int(port), auth=auth == "auth", guard=guard)
     os._exit(0)
 """
 COLUMNS = ("limit_bal", "education", "pay_0", "pay_2", "bill_amt1", "pay_amt1")
@@ -142,7 +143,7 @@ def test_an_answer_is_logged_with_all_that_belongs_to_it(server):
     said = server.predict(request_id="whole", subjects=["client:7"], reasons=True).json()
     row = log.joined("credit_risk").set_index("request_id").loc["whole"]
     assert json.loads(row["output"])["probability"] == said["answers"][0]["probability"] and json.loads(row["input"]) == ROW
-    assert row["version"] == said["version"] == 1 and row["subject"] == "client:7" and row["action"] == said["answers"][0]["action"]
+    assert row["version"] == said["answers"][0]["version"] == 1 and row["subject"] == "client:7" and row["action"] == said["answers"][0]["action"]
     assert json.loads(row["reasons"]) == said["answers"][0]["reasons"] and row["latency_ms"] > 0 and row["role"] == "champion"
 
 
@@ -211,7 +212,7 @@ def test_probes_card_and_metrics(server):
     assert server.client.get("/ready").json() == {"model": "credit_risk", "version": 1, "problem": ""}
     assert server.client.get("/v1/models").json()["models"][0]["version"] == 1 and "Model card" in server.client.get("/v1/models/champion/card").text
     said = server.client.get("/metrics").text
-    assert 'mlops_requests_total{path="/v1/predict",status="200"}' in said and "mlops_live_version 1.0" in said
+    assert 'mlops_requests_total{path="/v1/predict",status="200"}' in said and 'mlops_live_version{role="champion"} 1.0' in said
 
 
 def test_keys_are_asked_for(workspace):
@@ -293,7 +294,7 @@ class Clients:
                 except httpx.TransportError:
                     return
                 if said.status_code == 200:
-                    self.answered[f"{name}-{number}"] = (said.json()["version"], said.json()["answers"][0]["probability"])
+                    self.answered[f"{name}-{number}"] = (said.json()["answers"][0]["version"], said.json()["answers"][0]["probability"])
                 else:
                     self.refused.append(said)
                     time.sleep(0.05)
@@ -332,7 +333,7 @@ def test_a_corrupted_version_does_not_go_live_and_the_page_says_why(own):
     wait_for(lambda: own.client.get("/ready").json()["problem"])
     ready = own.client.get("/ready")
     assert ready.status_code == 200 and ready.json()["version"] == 1 and "object.json" in ready.json()["problem"]
-    assert own.predict().json()["version"] == 1
+    assert own.predict().json()["answers"][0]["version"] == 1
 
 
 def test_without_a_champion_the_server_is_alive_and_not_ready(tmp_path, monkeypatch):
