@@ -21,6 +21,7 @@ from .governance import governance_report
 from .keys import SCOPES, KeyRefused, create_key, list_keys, revoke_key
 from .log import erase
 from .package import find_version, model_folder, packaged, reproduce
+from .release import SmokeRefused, release
 from .rollout import RolloutError, RolloutRefused, abort, advance, guard, rollback, start, status
 from .serve import ServeRefused, serve
 from .signoff import acting, sign_off
@@ -120,6 +121,11 @@ def _list_keys(options: argparse.Namespace) -> int:
     return 0
 
 # %% ../nbs/49_actions.ipynb #c49a0001
+def _release(options: argparse.Namespace) -> int:
+    print(release(options.model, options.version, actor=options.actor, role=options.role))
+    return 0
+
+
 def _start(options: argparse.Namespace) -> int:
     start(options.model, options.version, at_once=options.at_once, actor=options.actor, role=options.role)
     print(status(options.model))
@@ -168,6 +174,9 @@ def _add_service(commands, command, as_somebody) -> None:
 
 # %% ../nbs/49_actions.ipynb #c49a0002
 def _add_rollout(commands, command, as_somebody) -> None:
+    out = as_somebody(command(commands, "release", _release, "gates, a real server in a test environment, then production", acts=False))
+    out.add_argument("model")
+    out.add_argument("version", nargs="?", help="a number; default: the one packaged last")
     ways = commands.add_parser("rollout", help="replace the live version step by step, and go back").add_subparsers(required=True, metavar="ACTION")
     first = as_somebody(command(ways, "start", _start, "let an approved version follow the live one in the shadow", acts=False))
     first.add_argument("model")
@@ -185,7 +194,7 @@ def _add_rollout(commands, command, as_somebody) -> None:
 
 # %% ../nbs/49_actions.ipynb #0712097d
 def add_commands(commands) -> None:
-    "Add signoff, promote, reproduce, governance, audit, serve, score, key, erase and rollout to the subparsers `commands`."
+    "Add signoff, promote, reproduce, governance, audit, serve, score, key, erase, release and rollout to the subparsers `commands`."
     def as_somebody(made):
         made.add_argument("--actor", required=True, metavar="NAME", help="who acts; see data/policies/people.toml")
         made.add_argument("--role", required=True, help="as what; self-declared where there is no identity provider")
@@ -229,6 +238,7 @@ def _act(run, options: argparse.Namespace) -> int:
     try:
         return run(options)
     except (GovernanceError, audit.AuditError, ArtifactError, GateRefused, KeyRefused, ServeRefused, BatchError,
-            RolloutError, RolloutRefused, RolloutConflict) as refusal:
+            RolloutError, RolloutRefused, RolloutConflict, SmokeRefused) as refusal:
         print(refusal)
-        return 3 if isinstance(refusal, GateRefused | RolloutRefused) else 1 if isinstance(refusal, audit.AuditConflict | RolloutConflict) else 2
+        refused, conflict = GateRefused | RolloutRefused | SmokeRefused, audit.AuditConflict | RolloutConflict
+        return 3 if isinstance(refusal, refused) else 1 if isinstance(refusal, conflict) else 2

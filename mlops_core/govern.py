@@ -98,6 +98,7 @@ class Limits(BaseModel, extra="forbid", frozen=True):
     slice_at_most: float | None = None
     slice_rows: int = 0
     membership_auc: Annotated[float, Field(ge=0.5, le=1)] | None = None
+    requests_per_second: Positive = 20
     rollout_rows: Annotated[int, Field(ge=20)] = 200
     rollout_errors: Annotated[float, Field(ge=0, lt=1)] = 0.01
     rollout_shift: Annotated[float, Field(gt=0, le=1)] = 0.15
