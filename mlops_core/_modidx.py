@@ -700,6 +700,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mlops_core', 'doc_host': '
                                     'mlops_core.release._through_gates': ('release.html#_through_gates', 'mlops_core/release.py'),
                                     'mlops_core.release._through_tests': ('release.html#_through_tests', 'mlops_core/release.py'),
                                     'mlops_core.release._to_production': ('release.html#_to_production', 'mlops_core/release.py'),
+                                    'mlops_core.release._wait_until_alive': ('release.html#_wait_until_alive', 'mlops_core/release.py'),
                                     'mlops_core.release.release': ('release.html#release', 'mlops_core/release.py'),
                                     'mlops_core.release.server_process': ('release.html#server_process', 'mlops_core/release.py'),
                                     'mlops_core.release.smoke_tests': ('release.html#smoke_tests', 'mlops_core/release.py'),
