@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SMOKE_TESTS', 'trial_environment', 'SmokeRefused', 'server_process', 'smoke_tests', 'release']
 
-# %% ../nbs/17_release.ipynb #70f914b6
+# %% ../nbs/17_release.ipynb #2a6be575
 import asyncio
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -86,24 +87,25 @@ def server_process(name: str, *options: str, seconds: float = 90) -> Iterator[st
         except subprocess.TimeoutExpired:
             process.kill()
 
-# %% ../nbs/17_release.ipynb #82875c55
+# %% ../nbs/17_release.ipynb #c7168560
 def smoke_tests(loaded: LoadedModel, address: str, *, actor: str, role: str) -> pd.DataFrame:
     "What a server that runs in this environment at `address` does, test by test: test, passed, why."
-    keys = {scope: create_key("smoke", [scope], 1_000_000, actor=actor, role=role) for scope in ("predict", "outcome")}
+    given = {scope: create_key("smoke", [scope], 1_000_000, actor=actor, role=role) for scope in ("predict", "outcome")}
+    given["run"] = secrets.token_hex(8)
     time.sleep(1.1)  # a server reads its keys once a second
-    with httpx.Client(base_url=address, timeout=30, headers={"Authorization": f"Bearer {keys['predict']}"}) as client:
-        rows = [{"test": test.__name__.strip("_"), **_outcome(test, loaded, client, keys)} for test in SMOKE_TESTS]
+    with httpx.Client(base_url=address, timeout=30, headers={"Authorization": f"Bearer {given['predict']}"}) as client:
+        rows = [{"test": test.__name__.strip("_"), **_outcome(test, loaded, client, given)} for test in SMOKE_TESTS]
     return pd.DataFrame(rows)
 
 
-def _outcome(test, loaded, client, keys) -> dict:
+def _outcome(test, loaded, client, given) -> dict:
     try:
-        return {"passed": True, "why": test(loaded, client, keys)}
+        return {"passed": True, "why": test(loaded, client, given)}
     except (AssertionError, httpx.HTTPError, KeyError, ValueError) as error:
         return {"passed": False, "why": str(error) if isinstance(error, AssertionError) else first_line(error)}
 
-# %% ../nbs/17_release.ipynb #e486c9d7
-def _probes(loaded: LoadedModel, client: httpx.Client, keys: dict) -> str:
+# %% ../nbs/17_release.ipynb #d7ecc45d
+def _probes(loaded: LoadedModel, client: httpx.Client, given: dict) -> str:
     said = client.get("/ready")
     assert said.status_code == 200 and said.json()["version"] == loaded.version, f"/ready says {said.text[:200]}"
     return f"version {loaded.version} is ready"
@@ -113,39 +115,39 @@ def _requests(loaded: LoadedModel) -> tuple[list[dict], pd.DataFrame]:
     folder = loaded.folder / "sample"
     return [plain(row) for row in pd.read_parquet(folder / "requests.parquet").to_dict("records")], pd.read_parquet(folder / "answers.parquet")
 
-# %% ../nbs/17_release.ipynb #1c69e140
-def _equal_answers(loaded: LoadedModel, client: httpx.Client, keys: dict) -> str:
+# %% ../nbs/17_release.ipynb #21bf6d2f
+def _equal_answers(loaded: LoadedModel, client: httpx.Client, given: dict) -> str:
     asked, expected = _requests(loaded)
-    said = client.post("/v1/predict", json={"rows": asked, "request_id": "smoke-answers"})
+    said = client.post("/v1/predict", json={"rows": asked, "request_id": given["run"]})
     assert said.status_code == 200, f"the packaged example is refused: {said.text[:200]}"
     found = pd.DataFrame(said.json()["answers"])[list(expected)].select_dtypes("number")
     apart = float((found - expected[list(found)].reset_index(drop=True)).abs().max(axis=None))
     assert apart <= 1e-9, f"answers differ from the artifact's by up to {apart:.2g}, 1e-9 is allowed"
     return f"{len(asked)} answers differ from the artifact's by {apart:.1g} at most"
 
-# %% ../nbs/17_release.ipynb #b3ee3714
-def _logged(loaded: LoadedModel, client: httpx.Client, keys: dict) -> str:
+# %% ../nbs/17_release.ipynb #9df4f134
+def _logged(loaded: LoadedModel, client: httpx.Client, given: dict) -> str:
     rows = joined(loaded.name)
-    count = int((rows["request_id"] == "smoke-answers").sum())
+    count = int((rows["request_id"] == given["run"]).sum())
     assert count == len(_requests(loaded)[0]), f"{count} of the answers are in the prediction log"
     return f"all {count} answers are in the prediction log"
 
 
-def _keys(loaded: LoadedModel, client: httpx.Client, keys: dict) -> str:
+def _keys(loaded: LoadedModel, client: httpx.Client, given: dict) -> str:
     ask = {"rows": _requests(loaded)[0][:1]}
-    found = [client.post("/v1/predict", json=ask, headers={"Authorization": word}).status_code for word in ("", f"Bearer {keys['outcome']}")]
+    found = [client.post("/v1/predict", json=ask, headers={"Authorization": word}).status_code for word in ("", f"Bearer {given['outcome']}")]
     assert found == [401, 403], f"no key and a key for something else give {found}, not 401 and 403"
     return "no key is 401, a key for something else 403"
 
-# %% ../nbs/17_release.ipynb #9f1829d2
-def _refusals(loaded: LoadedModel, client: httpx.Client, keys: dict) -> str:
+# %% ../nbs/17_release.ipynb #7bd35ebc
+def _refusals(loaded: LoadedModel, client: httpx.Client, given: dict) -> str:
     found = [client.post("/v1/predict", content=body) for body in (b"{", b'{"rows": [{}]}', b'{"rows": []}')]
     kinds = {(one.status_code, one.headers["content-type"]) for one in found}
     assert kinds == {(422, "application/problem+json")}, f"nonsense gets {kinds}"
     return "nonsense is refused with its reason"
 
 
-def _metrics(loaded: LoadedModel, client: httpx.Client, keys: dict) -> str:
+def _metrics(loaded: LoadedModel, client: httpx.Client, given: dict) -> str:
     said = client.get("/metrics").text
     assert 'mlops_requests_total{path="/v1/predict",status="200"}' in said, "/metrics does not count the requests"
     return "requests are counted"
@@ -163,8 +165,8 @@ async def _load(address: str, headers, body: dict, connections: int, number: int
         await asyncio.gather(*[one_after_the_other() for _ in range(connections)])
     return taken
 
-# %% ../nbs/17_release.ipynb #ed0099df
-def _speed(loaded: LoadedModel, client: httpx.Client, keys: dict) -> str:
+# %% ../nbs/17_release.ipynb #387dc64d
+def _speed(loaded: LoadedModel, client: httpx.Client, given: dict) -> str:
     limits: Limits = load_use_case(loaded.name).limits
     ask, taken = {"rows": _requests(loaded)[0][:1]}, []
     for _ in range(200):
