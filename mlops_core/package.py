@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,8 +199,10 @@ def package_model(case: Case, model, recipe: Recipe, fold: Fold, tables: dict, *
         _write(parts, case, model, recipe, fold, sample, tables)
         answers = pd.read_parquet(parts / "sample" / "answers.parquet")
         pins = [line for line in (parts / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
-        mlflow.pyfunc.save_model(whole, loader_module="mlops_core.package", data_path=str(parts), pip_requirements=pins,
-                                 signature=infer_signature(sample, answers))  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # hints on signatures; the data contract and the packaged sample say more
+            mlflow.pyfunc.save_model(whole, loader_module="mlops_core.package", data_path=str(parts), pip_requirements=pins,
+                                     signature=infer_signature(sample, answers))  # fmt: skip
         known = write_manifest(whole)
         version, run = _register(case.name, whole)
     audit.append("packaged", f"{case.name}/{version}", {"manifest": known, "run": run}, actor=actor, role=role)
