@@ -8,6 +8,8 @@ __all__ = ['add_commands']
 # %% ../nbs/49_actions.ipynb #83f5a1ee
 import argparse
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -138,8 +140,7 @@ def _advance(options: argparse.Namespace) -> int:
     return 0
 
 
-def _stop(options: argparse.Namespace) -> int:
-    way = abort if options.run_name == "abort" else rollback
+def _stop(way: Callable, options: argparse.Namespace) -> int:
     way(options.model, options.because, actor=options.actor, role=options.role)
     print(status(options.model))
     return 0
@@ -186,11 +187,11 @@ def _add_rollout(commands, command, as_somebody) -> None:
     on = as_somebody(command(ways, "advance", _advance, "judge the step and take the next one", acts=False))
     on.add_argument("model")
     on.add_argument("--because", default="", metavar="REASON", help="why before its time; goes to the audit log")
-    for name, text in (("abort", "end the roll-out; the champion goes on alone"), ("rollback", "the same, or with no roll-out the champion before")):
-        back = as_somebody(command(ways, name, _stop, text, acts=False))
+    for way, text in ((abort, "end the roll-out; the champion goes on alone"), (rollback, "the same, or with no roll-out the champion before")):
+        back = as_somebody(command(ways, way.__name__, partial(_stop, way), text, acts=False))
         back.add_argument("model")
         back.add_argument("--because", required=True, metavar="REASON", help="goes to the audit log")
-        back.set_defaults(run_name=name)
+
 
 # %% ../nbs/49_actions.ipynb #0712097d
 def add_commands(commands) -> None:

@@ -22,7 +22,7 @@ from . import audit, core
 from .artifact import ArtifactError
 from .data import Dataset, DatasetError, load_dataset, require_available
 from .experiment import latencies
-from .govern import GovernanceError, Limits, Policy, file_hash, load_policy, load_use_case, risk_class
+from .govern import GovernanceError, Limits, Policy, file_hash, load_policy, load_use_case, policy_of, risk_class
 from .package import LoadedModel, evidence, facts, load_model, missing_evidence, recipe_of
 from .signoff import acting, sign_offs
 
@@ -312,7 +312,7 @@ def promote(name: str, version: int | str, to: str = "champion", *, actor: str, 
     if to not in ("approved", "champion"):
         raise GovernanceError(f"a version can be promoted to approved or champion, not to {to!r}")
     acting(actor, role)
-    policy = load_policy(risk_class(load_use_case(name)).name)
+    policy = policy_of(name)
     if override:
         _check_override(override, policy)
     known = audit.head()[0]

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Role', 'GateName', 'Cause', 'Text', 'Five', 'Positive', 'GovernanceError', 'Regulation', 'Factor', 'Factors', 'Risk',
            'Assumption', 'Watch', 'Bounds', 'Limits', 'UseCase', 'Policy', 'SignOff', 'Demonstration', 'policy_path',
-           'file_hash', 'read_policy_file', 'load_use_case', 'load_policy', 'demonstration', 'RiskClass', 'risk_class']
+           'file_hash', 'read_policy_file', 'load_use_case', 'load_policy', 'demonstration', 'RiskClass', 'risk_class',
+           'policy_of']
 
 # %% ../nbs/02_govern.ipynb #618e88f7
 import hashlib
@@ -220,3 +221,8 @@ def risk_class(use_case: UseCase) -> RiskClass:
     said = ", ".join(f"{factor} {score}" for factor, score in scores.items())
     rule = "an impact of 4 is always high" if scores["impact"] == 4 else "12 and more is high, 9 and more medium"
     return RiskClass(name, total, f"{said}: {total} of 16 ({rule})")
+
+
+def policy_of(case: str) -> Policy:
+    "The policy that the risk class of a case's use case demands."
+    return load_policy(risk_class(load_use_case(case)).name)

@@ -19,7 +19,7 @@ from . import audit, core
 from .archive import write_whole
 from .artifact import ArtifactError, sha256, verify_manifest
 from .gates import GateRefused, Promotion, alias_mismatch, open_overrides, promote
-from .govern import demonstration, load_policy, load_use_case, risk_class
+from .govern import demonstration, load_policy, load_use_case, policy_of, risk_class
 from .package import LoadedModel, as_html, model_card, reproduce
 from .signoff import classify, governance_steps, responsible_ai, sign_off
 
@@ -126,7 +126,7 @@ def walk_through(version: LoadedModel, sign_offs: str = "demonstration") -> Prom
     if sign_offs == "demonstration":
         reproduce(case, version.version, actor=recorded.reproducer, role="data_engineer")
     for signature in recorded.sign_offs if sign_offs == "demonstration" else ():
-        if signature.role in load_policy(risk_class(load_use_case(case)).name).sign_offs:
+        if signature.role in policy_of(case).sign_offs:
             sign_off(case, version.version, signature.role, actor=signature.actor, manifest=version.manifest,
                      report=sha256(version.folder / "model_card.html"), comment=signature.comment)  # fmt: skip
     try:

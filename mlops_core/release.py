@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMOKE_TESTS', 'trial_environment', 'rehearsal', 'SmokeRefused', 'server_process', 'smoke_tests', 'release']
 
-# %% ../nbs/17_release.ipynb #afc1cb81
+# %% ../nbs/17_release.ipynb #170335b7
 import asyncio
 import contextlib
 import os
@@ -29,7 +29,7 @@ from . import audit, core
 from .artifact import ArtifactError
 from .core import plain
 from .gates import GateRefused, promote
-from .govern import Limits, load_use_case
+from .govern import load_use_case
 from .keys import create_key
 from .log import first_line, joined
 from .package import LoadedModel, load_model, packaged
@@ -76,34 +76,41 @@ def rehearsal() -> Iterator[None]:
 class SmokeRefused(RuntimeError):
     "A version that cannot be served as it should; the message says which test it failed."
 
-# %% ../nbs/17_release.ipynb #b9d12929
-def _wait_until_alive(process: subprocess.Popen, name: str, address: str, seconds: float) -> None:
+# %% ../nbs/17_release.ipynb #9d2b4fbc
+def _wait_until_alive(process: subprocess.Popen, address: str, seconds: float = 90) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"{address}/live").status_code == 200:
-                return
+                return True
         time.sleep(0.1)
-    said = process.communicate()[0].strip().splitlines()[-1:] if process.poll() is not None else [f"silent for {seconds:g} s"]
-    raise SmokeRefused(f"the server of {name} did not start: {' '.join(said) or 'it said nothing'}")
+    return False
 
-# %% ../nbs/17_release.ipynb #cf59c226
+# %% ../nbs/17_release.ipynb #606c2608
 @contextlib.contextmanager
-def server_process(name: str, *options: str, seconds: float = 90) -> Iterator[str]:
-    "`mlops serve` for `name` in a process of its own on a free port; gives its address when it is alive. Ends it, whatever happens."
+def server_process(name: str) -> Iterator[str]:
+    """`mlops serve` for `name` in a process of its own on a free port; gives its address when it is alive. Ends it, whatever happens.
+
+    Raises `SmokeRefused` with the last words of a server that does not start.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlops_core.cli", "serve", name, "--port", str(port), *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        _wait_until_alive(process, name, f"http://127.0.0.1:{port}", seconds)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
+    command, address = [sys.executable, "-m", "mlops_core.cli", "serve", name, "--port", str(port)], f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile("w+") as said:  # a pipe that nobody reads would stop a server that has much to say
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
         try:
-            process.communicate(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
+            if not _wait_until_alive(process, address):
+                said.seek(0)
+                words = said.read().strip().splitlines() or ["it said nothing"]
+                raise SmokeRefused(f"the server of {name} did not start: {words[-1]}; try it: mlops serve {name}")
+            yield address
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 # %% ../nbs/17_release.ipynb #6a95c9c1
 def smoke_tests(loaded: LoadedModel, address: str, *, actor: str, role: str) -> pd.DataFrame:
@@ -183,9 +190,9 @@ async def _load(address: str, headers, body: dict, connections: int, number: int
         await asyncio.gather(*[one_after_the_other() for _ in range(connections)])
     return taken
 
-# %% ../nbs/17_release.ipynb #315a8601
+# %% ../nbs/17_release.ipynb #b55cd083
 def _speed(loaded: LoadedModel, client: httpx.Client, given: dict) -> str:
-    limits: Limits = load_use_case(loaded.name).limits
+    limits = load_use_case(loaded.name).limits
     ask, taken = {"rows": _requests(loaded)[0][:1]}, []
     for _ in range(200):
         begin = time.perf_counter()

@@ -6,7 +6,7 @@
 __all__ = ['paired', 'metric_gain', 'judge', 'RolloutError', 'RolloutRefused', 'settle', 'start', 'guard', 'advance', 'abort',
            'rollback', 'status']
 
-# %% ../nbs/16_rollout.ipynb #17485c60
+# %% ../nbs/16_rollout.ipynb #51317a26
 import functools
 
 import numpy as np
@@ -17,7 +17,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from . import audit, core
 from .gates import mean_interval, mirror_aliases
-from .govern import Limits, Policy, load_policy, load_use_case, risk_class
+from .govern import Limits, load_use_case, policy_of
 from .log import expand, outcomes, predictions
 from .package import LoadedModel, facts, load_model, packaged
 from .signoff import acting
@@ -42,9 +42,13 @@ def paired(rollout: Rollout, most: int = 4000) -> tuple[pd.DataFrame, int, int]:
     both = ours.merge(theirs.drop(columns="value"), on=["request_id", "position"], suffixes=("_ours", "_theirs"))
     return both, len(ours) + failed, failed
 
-# %% ../nbs/16_rollout.ipynb #c5f01adb
+# %% ../nbs/16_rollout.ipynb #59fb434a
 def _judged(check: str, value: float, limit: float, breach: bool, enough: bool, why: str) -> dict:
     return {"check": check, "value": value, "limit": limit, "verdict": "breach" if breach else "pass" if enough else "too few", "why": why}
+
+
+def _limited(check: str, value: float, limit: float, enough: bool, why: str) -> dict:
+    return _judged(check, value, limit, enough and value > limit, enough, why)
 
 
 def _numbers(outputs: pd.Series) -> pd.DataFrame:
@@ -57,8 +61,8 @@ def _differing(both: pd.DataFrame) -> pd.Series:
     ours, theirs = _numbers(both["output_ours"]), _numbers(both["output_theirs"])
     return ((ours - theirs).abs() / theirs.abs().clip(lower=1e-9)).mean(axis=1).clip(upper=1)
 
-# %% ../nbs/16_rollout.ipynb #552c4c52
-@functools.cache
+# %% ../nbs/16_rollout.ipynb #302df6b6
+@functools.lru_cache(maxsize=2)
 def _scored_by(name: str, version: int, manifest: str) -> tuple[LoadedModel, dict]:
     loaded = load_model(name, version)
     return loaded, facts(loaded.folder)
@@ -75,35 +79,31 @@ def metric_gain(rollout: Rollout, known: pd.DataFrame, blocks: int = 10) -> tupl
             gains.append(sign * (ours - theirs))
     return mean_interval(gains, 0.999)
 
-# %% ../nbs/16_rollout.ipynb #7dfc6a91
+# %% ../nbs/16_rollout.ipynb #2576b6e6
 def judge(rollout: Rollout) -> pd.DataFrame:
     "The checks of the step as it stands now: check, value, limit, verdict (pass, breach, too few) and why."
-    limits: Limits = load_use_case(rollout.model).limits
+    limits = load_use_case(rollout.model).limits
     both, asked, failed = paired(rollout)
     enough, count = len(both) >= limits.rollout_rows, f"{len(both)} rows that both answered, {limits.rollout_rows} are needed"
-    low = proportion_confint(failed, asked, 0.001, "wilson")[0] if asked else 0.0
-    share = failed / asked if asked else np.nan
-    rows = [_judged("errors", share, limits.rollout_errors, low > limits.rollout_errors, asked >= limits.rollout_rows, f"{failed} of {asked} failed")]
-    slow = float(both["latency_ms_ours"].quantile(0.99)) if len(both) else np.nan
-    rows.append(_judged("latency", slow, limits.p99_ms, enough and slow > limits.p99_ms, enough, f"99th percentile in ms; {count}"))
+    share, low = (failed / asked, proportion_confint(failed, asked, 0.001, "wilson")[0]) if asked else (np.nan, 0.0)
+    slow = apart = differ = np.nan
     if len(both):
         ours, theirs = (_numbers(both[name]).iloc[:, 0] for name in ("output_ours", "output_theirs"))
-        apart, differ = float(stats.ks_2samp(ours, theirs).statistic), float(_differing(both).mean())
-    else:
-        apart = differ = np.nan
-    rows.append(_judged("shift", apart, limits.rollout_shift, enough and apart > limits.rollout_shift, enough, f"distance of the scores; {count}"))
-    beyond = enough and differ > limits.rollout_disagreement
-    rows.append(_judged("disagreement", differ, limits.rollout_disagreement, beyond, enough, f"share treated differently; {count}"))
-    return pd.DataFrame([*rows, _metric(rollout, both[both["value"].notna()], limits)])
+        slow, apart, differ = both["latency_ms_ours"].quantile(0.99), stats.ks_2samp(ours, theirs).statistic, _differing(both).mean()
+    return pd.DataFrame([
+        _judged("errors", share, limits.rollout_errors, low > limits.rollout_errors, asked >= limits.rollout_rows, f"{failed} of {asked} failed"),
+        _limited("latency", slow, limits.p99_ms, enough, f"99th percentile in ms; {count}"),
+        _limited("shift", apart, limits.rollout_shift, enough, f"distance of the scores; {count}"),
+        _limited("disagreement", differ, limits.rollout_disagreement, enough, f"share treated differently; {count}"),
+        _metric(rollout, both[both["value"].notna()], limits),
+    ])  # fmt: skip
 
-# %% ../nbs/16_rollout.ipynb #ba2948a0
+# %% ../nbs/16_rollout.ipynb #22041249
 def _metric(rollout: Rollout, known: pd.DataFrame, limits: Limits) -> dict:
-    enough = len(known) >= limits.rollout_rows
     why = f"{len(known)} outcomes are known, {limits.rollout_rows} are needed"
-    if not enough:
-        return _judged("metric", np.nan, -limits.champion_margin, False, False, why)
-    gain, low, high = metric_gain(rollout, known)
-    return _judged("metric", gain, -limits.champion_margin, high < -limits.champion_margin, True, f"gain, {low:+.3f} to {high:+.3f}; {why}")
+    gain, low, high = metric_gain(rollout, known) if len(known) >= limits.rollout_rows else (np.nan, -np.inf, np.inf)
+    enough = bool(np.isfinite(high))  # outcomes that are all alike tell nothing
+    return _judged("metric", gain, -limits.champion_margin, high < -limits.champion_margin, enough, f"gain, {low:+.3f} to {high:+.3f}; {why}")
 
 # %% ../nbs/16_rollout.ipynb #f6cb14da
 class RolloutError(ValueError):
@@ -117,11 +117,7 @@ class RolloutRefused(RuntimeError):
         super().__init__(message)
         self.verdicts = verdicts
 
-# %% ../nbs/16_rollout.ipynb #daa3b9a9
-def _policy(name: str) -> Policy:
-    return load_policy(risk_class(load_use_case(name)).name)
-
-
+# %% ../nbs/16_rollout.ipynb #973c1432
 def _note(rollout: Rollout, event: str, actor: str, role: str, **more) -> None:
     audit.append(event, f"{rollout.model}/{rollout.challenger}", {"rollout": rollout.number, "share": rollout.share, **more}, actor=actor, role=role)
 
@@ -146,7 +142,7 @@ def settle(name: str, actor: str = "settle", role: str = "system") -> None:
             _note(rollout, "retired", actor, role)
             mirror_aliases(name)
 
-# %% ../nbs/16_rollout.ipynb #df3319fd
+# %% ../nbs/16_rollout.ipynb #e0ba73a0
 def start(name: str, version: int | str, *, at_once: bool = False, actor: str, role: str) -> Rollout:
     """Begin to replace the live version by `version`: in the shadow, or `at_once` (blue-green) where the policy allows that.
 
@@ -154,7 +150,7 @@ def start(name: str, version: int | str, *, at_once: bool = False, actor: str, r
     """
     acting(actor, role)
     settle(name)
-    policy, live, loaded = _policy(name), audit.live(name), load_model(name, version)
+    policy, live, loaded = policy_of(name), audit.live(name), load_model(name, version)
     if live in (None, str(loaded.version)):
         raise RolloutError(f"{name} has no champion to replace; promote a version first" if live is None else f"{loaded.subject} is live already")
     approved = audit.entries(event="approved", subject=loaded.subject)["payload"]
@@ -190,7 +186,7 @@ def guard(name: str) -> None:
         if breached := _breaches(judge(rollout)):
             _stop(rollout, "rolled_back", breached, "guard", "system")
 
-# %% ../nbs/16_rollout.ipynb #73947c88
+# %% ../nbs/16_rollout.ipynb #24570ac8
 def advance(name: str, because: str = "", *, actor: str, role: str) -> Rollout:
     """Judge the step and take the next one; after the last one the challenger is champion.
 
@@ -199,7 +195,7 @@ def advance(name: str, because: str = "", *, actor: str, role: str) -> Rollout:
     """
     acting(actor, role)
     settle(name)
-    rollout, policy = running(name), _policy(name)
+    rollout, policy = running(name), policy_of(name)
     if rollout is None:
         raise RolloutError(f"no roll-out of {name} runs; begin one: mlops rollout start {name} VERSION")
     verdicts = judge(rollout)

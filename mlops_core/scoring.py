@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -164,11 +165,10 @@ def predictions_of(route: Route, asked: list[Waiting], band: tuple[float, float]
     wanted = np.repeat([one.ask.reasons for one in asked], [len(one.ask.rows) for one in asked])
     new = np.array([route.goes_to_challenger(subject or one.request_id) for one in asked for subject in one.subjects()], dtype=bool)
     said: list[dict] = [{}] * len(rows)
-    for mine, answering in ((~new, lambda *these: said_by(route.live, *these, band)),
-                            (new, lambda *these: answered_by_challenger(route, *these, band))):  # fmt: skip
+    for mine, answering in ((~new, partial(said_by, route.live)), (new, partial(answered_by_challenger, route))):
         if mine.any():
             places = np.flatnonzero(mine)
-            for number, found in zip(places, answering([rows[number] for number in places], wanted[mine]), strict=True):
+            for number, found in zip(places, answering([rows[number] for number in places], wanted[mine], band), strict=True):
                 said[number] = {"role": "champion"} | found
     given, result = iter(said), []
     for one in asked:
@@ -210,8 +210,8 @@ class Shadow:
     (`dropped`), because a shadow must never be the reason why somebody waits.
     """
 
-    def __init__(self, log: PredictionLog, band: tuple[float, float] | None, most: int = 5000, pause: float = 0.1):
-        self._log, self._band, self._most, self._pause, self._queue = log, band, most, pause, queue.SimpleQueue()
+    def __init__(self, log: PredictionLog, band: tuple[float, float] | None, most: int = 5000):
+        self._log, self._band, self._most, self._queue = log, band, most, queue.SimpleQueue()
         self.dropped, self._thread = 0, threading.Thread(target=self._run, name="shadow", daemon=True)
         self._thread.start()
 
@@ -227,7 +227,7 @@ class Shadow:
             for given in batches(self._queue, 500):
                 for route in {id(one[0]): one[0] for one in given}.values():
                     self._follow(route, [(row, was) for one in given if one[0] is route for row, was in zip(one[1], one[2], strict=True)])
-                time.sleep(self._pause)
+                time.sleep(0.1)
 
     def _follow(self, route: Route, pairs: list[tuple[BaseModel, Prediction]]) -> None:
         requests: dict[str, list[Prediction]] = {}  # rows of one request may have been answered by both
@@ -285,11 +285,11 @@ class Scorer:
 
 # %% ../nbs/13_scoring.ipynb #f738a932
 class Router:
-    "Follows who answers for the model `name`: `route` (or None), and `problem`, why that is not what it should be."
+    "Follows who answers for the model `name`: `route` (or None), and why that, or the judging of its roll-out, is not as it should be."
 
     def __init__(self, name: str, limits: RequestLimits, seconds: float = 0.2):
         self._name, self._limits, self._seen, self._stop = name, limits, None, threading.Event()
-        self.route, self.problem, self._kept = None, "no version is loaded yet", {}
+        self.route, self.problem, self.unjudged, self._kept = None, "no version is loaded yet", "", {}
         self.look()
         self._thread = threading.Thread(target=self._watch, args=(seconds,), name="watcher", daemon=True)
         self._thread.start()
@@ -298,7 +298,7 @@ class Router:
         "Let those answer whom the audit log and the roll-out name, if they are others than now."
         try:
             found = audit.head(), running(self._name)
-            if found == self._seen:
+            if found == self._seen and not self.problem:  # what was wrong may be over
                 return
             version, rollout = audit.live(self._name), found[1]
             if version is None:

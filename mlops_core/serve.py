@@ -193,8 +193,9 @@ async def _keep_judging(name: str, router: Router, guard: Callable) -> None:
         if router.route and router.route.challenger:
             try:
                 await asyncio.to_thread(guard, name)
+                router.unjudged = ""
             except Exception as error:  # a judge that cannot judge says so, and answers go on
-                router.problem = f"the roll-out cannot be judged: {first_line(error)}"
+                router.unjudged = f"the roll-out cannot be judged: {first_line(error)}"
 
 
 def _watch_route(metrics: dict, router: Router, scorer: Scorer) -> None:
@@ -279,7 +280,7 @@ def _add_pages(app: FastAPI, name: str, router: Router) -> None:
     @app.get("/ready", summary="The live version can answer")
     async def ready():
         route = router.route
-        said = {"model": name, "version": route.live.loaded.version if route else None, "problem": router.problem}
+        said = {"model": name, "version": route.live.loaded.version if route else None, "problem": router.problem or router.unjudged}
         return JSONResponse(said, 200 if route else 503)
 
     @app.get("/v1/models", summary="Which version answers")

@@ -19,17 +19,15 @@ def place(subject: str, salt: str) -> float:
     "Where `subject` stands in [0, 1): always the same for a `salt`, uniform over subjects, independent between salts (SHA-256)."
     return int.from_bytes(hashlib.sha256(f"{salt}/{subject}".encode()).digest()[:6], "big") / 2**48
 
-# %% ../nbs/11_traffic.ipynb #eba8efdf
+# %% ../nbs/11_traffic.ipynb #ee7b73b6
 rollouts = sa.Table(
     "rollouts", tables, sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
     *[sa.Column(name, sa.String, nullable=False) for name in ("model", "shares", "state", "reason")],
     *[sa.Column(name, sa.Integer, nullable=False) for name in ("champion", "challenger", "step", "revision")],
     *[sa.Column(name, sa.DateTime, nullable=False) for name in ("started_at", "since")],
+    sa.Index("one_running_rollout", "model", unique=True, sqlite_where=sa.text("state = 'running'"), postgresql_where=sa.text("state = 'running'")),
     extend_existing=True,  # the lesson and the module may meet in one process
 )  # fmt: skip
-_ONE = "one_running_rollout"
-if _ONE not in {index.name for index in rollouts.indexes}:
-    sa.Index(_ONE, rollouts.c.model, unique=True, sqlite_where=rollouts.c.state == "running", postgresql_where=rollouts.c.state == "running")
 
 # %% ../nbs/11_traffic.ipynb #fab0cb92
 @dataclass(frozen=True)

@@ -109,3 +109,16 @@ record(results={"a": 2})
     assert core.read_records(done) == {"results": {"a": 2}, "candidates": [{"x": 1}]}
     pictures = [output.metadata["image/png"]["alt"] for output in done.cells[0].outputs if "image/png" in output.get("data", {})]
     assert pictures == ["An empty plot", "how long?"]
+
+
+def test_a_database_that_is_put_in_the_place_of_another_gets_its_tables(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLOPS_WORKSPACE", str(tmp_path))
+    first = core.operations_engine()
+    assert core.operations_engine() is first, "it is kept"
+    for file in tmp_path.glob("operations.db*"):
+        file.rename(tmp_path / f"old-{file.name}")
+    with pytest.raises(FileNotFoundError, match="is gone"):
+        core.operations_engine()
+    (tmp_path / "operations.db").touch()
+    core.log_evaluations(pd.DataFrame({"metric": ["auc"], "value": [0.7]}), "credit_risk/1", "credit_default")
+    assert len(core.read_evaluations()) == 1

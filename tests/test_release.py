@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+import types
 
 import httpx
 import pandas as pd
@@ -82,8 +83,19 @@ def test_what_is_served_wrongly_or_slowly_fails_its_smoke_test_and_the_rest_pass
         assert release.smoke_tests(version, address, **WHO)["passed"].all(), "and unharmed all pass"
 
 
-def test_a_server_that_does_not_start_says_why_and_leaves_nothing():
-    with pytest.raises(release.SmokeRefused, match="did not start"), release.server_process("no_such_case"):
+@pytest.mark.parametrize("test, why", [
+    (release._probes, "/ready says"), (release._keys, "not 401 and 403"), (release._refusals, "nonsense gets"), (release._metrics, "does not count"),
+])
+def test_a_server_that_says_yes_to_everything_fails(monkeypatch, test, why):
+    monkeypatch.setattr(release, "_requests", lambda loaded: ([{}], None))
+    yes = httpx.MockTransport(lambda request: httpx.Response(200, json={"version": 0}))
+    with httpx.Client(transport=yes, base_url="http://yes") as client:
+        found = release._outcome(test, types.SimpleNamespace(version=1), client, {"outcome": "a key"})
+    assert not found["passed"] and why in found["why"]
+
+
+def test_a_server_that_does_not_start_says_why():
+    with pytest.raises(release.SmokeRefused, match="did not start: .*no_such_case.*try it"), release.server_process("no_such_case"):
         pass
 
 
