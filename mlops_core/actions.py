@@ -21,6 +21,7 @@ from .gates import GateRefused, Override, promote
 from .govern import GovernanceError
 from .governance import governance_report
 from .keys import SCOPES, KeyRefused, create_key, list_keys, revoke_key
+from .lists import compute_lists
 from .log import erase
 from .package import find_version, model_folder, packaged, reproduce
 from .release import SmokeRefused, release
@@ -69,7 +70,7 @@ def _verify(options: argparse.Namespace) -> int:
     print("\n".join(finding.what for finding in found) or f"{number} entries, whole; head {head}")
     return 1 if found else 0
 
-
+# %% ../nbs/49_actions.ipynb #7adac337
 def _show(options: argparse.Namespace) -> int:
     try:
         moment = pd.Timestamp(options.at, tz="UTC") if options.at else None
@@ -101,6 +102,12 @@ def _score(options: argparse.Namespace) -> int:
     return 0
 
 
+def _lists(options: argparse.Namespace) -> int:
+    number = compute_lists(options.model, options.hours, actor=options.actor, role=options.role)
+    print(f"{number:,} lists of {options.model} are stored, good for {options.hours:g} hours")
+    return 0
+
+# %% ../nbs/49_actions.ipynb #312a81c3
 def _erase(options: argparse.Namespace) -> int:
     gone = erase(options.model, options.subject, options.because, actor=options.actor, role=options.role)
     print(f"{gone} answers erased, and what was known of their outcomes; the totals stay, and the audit log says that it was done")
@@ -139,7 +146,7 @@ def _advance(options: argparse.Namespace) -> int:
     print(status(options.model))
     return 0
 
-
+# %% ../nbs/49_actions.ipynb #ebfb1af0
 def _stop(way: Callable, options: argparse.Namespace) -> int:
     way(options.model, options.because, actor=options.actor, role=options.role)
     print(status(options.model))
@@ -161,10 +168,16 @@ def _add_service(commands, command, as_somebody) -> None:
     batch.add_argument("model")
     batch.add_argument("source", type=Path, metavar="IN.parquet")
     batch.add_argument("target", type=Path, metavar="OUT.parquet", help="rows that cannot be scored go to OUT.rejected.parquet")
+    night = as_somebody(command(commands, "lists", _lists, "compute the lists of everybody and store them", acts=False))
+    night.add_argument("model")
+    night.add_argument("--hours", type=float, default=36, help="for how long they are good; default: %(default)s")
     gone = as_somebody(command(commands, "erase", _erase, "erase a person's answers and outcomes", acts=False))
     gone.add_argument("model")
     gone.add_argument("subject", help="the pseudonym that the requests gave")
     gone.add_argument("--because", required=True, metavar="REASON", help="goes to the audit log; do not name the person")
+
+# %% ../nbs/49_actions.ipynb #d6f9288e
+def _add_keys(commands, command, as_somebody) -> None:
     keys = commands.add_parser("key", help="give out and take back keys of the API").add_subparsers(required=True, metavar="ACTION")
     new = as_somebody(command(keys, "create", _create_key, "make a key; it is shown once", acts=False))
     new.add_argument("holder")
@@ -230,6 +243,7 @@ def add_commands(commands) -> None:
     shown.add_argument("--at", metavar="TIME", help="UTC; default: now")
     command(log, "export", _export, "write a folder for an auditor", acts=False).add_argument("folder", type=Path)
     _add_service(commands, command, as_somebody)
+    _add_keys(commands, command, as_somebody)
     _add_rollout(commands, command, as_somebody)
 
 # %% ../nbs/49_actions.ipynb #9453b05c

@@ -131,7 +131,8 @@ def score_file(name: str, source: Path, target: Path, size: int = 100_000, *, ac
         raise BatchError(f"{target} exists and is not written over; name another file, or remove it")
     loaded, band = load_model(name), load_use_case(name).review_band
     if key := facts(loaded.folder)["request_key"]:
-        raise BatchError(f"a request to {name} is more than one row of a table (they share the column {key}); files are scored for models of rows")
+        raise BatchError(f"a request to {name} is more than one row of a table (they share the column {key}); files are scored for models of rows, "
+                         f"lists of everybody are computed by: mlops lists {name}")
     try:
         live = make_live(loaded, RequestLimits())
         opened = _opened(source, live)

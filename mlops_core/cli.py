@@ -176,7 +176,8 @@ def _seconds(text: str) -> float:
 ACTIONS = {
     "signoff": "sign a version off", "promote": "check the gates, approve a version, and put it live if none is",
     "reproduce": "make a version again and compare", "governance": "write the governance report of a case", "audit": "look into the audit log",
-    "serve": "answer requests over HTTP", "score": "score a parquet file", "key": "give out and take back keys of the API",
+    "serve": "answer requests over HTTP", "score": "score a parquet file",
+    "lists": "compute and store the lists of everybody", "key": "give out and take back keys of the API",
     "erase": "erase a person's answers and outcomes", "release": "bring a version to production",
     "rollout": "replace the live version step by step, and go back",
 }  # fmt: skip

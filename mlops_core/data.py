@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Dataset', 'fingerprint', 'time_split', 'random_split', 'grouped_split', 'as_of', 'reference_split', 'validate',
-           'load_dataset', 'LeakageError', 'available_columns', 'feature_columns', 'require_available', 'Fold', 'Case']
+           'load_dataset', 'input_contract', 'LeakageError', 'available_columns', 'feature_columns',
+           'require_available', 'Fold', 'Unanswerable', 'Serving', 'Case']
 
 # %% ../nbs/03_data.ipynb #a685868c
 import hashlib
@@ -301,6 +302,15 @@ def _in_order(dataset: Dataset) -> Dataset:
     first, last = frame[dataset.roles["time"]].iloc[[0, -1]].dt.strftime("%Y-%m-%d")
     return replace(dataset, tables=dataset.tables | {dataset.main: frame}, period=dataset.period or f"{first} to {last}")
 
+
+def input_contract(name_or_path: str | Path, sources: dict[str, str]) -> dict[str, Column]:
+    "The contract of each input from its source (`table.column`); the data set's tables are read only where one is not described."
+    columns = read_description(_find_folder(name_or_path))["columns"]
+    places = {name: source.split(".", 1) for name, source in sources.items()}
+    if any(column not in columns.get(table, ()) for table, column in places.values()):
+        columns = load_dataset(name_or_path).columns
+    return {name: columns[table][column] for name, (table, column) in places.items()}
+
 # %% ../nbs/03_data.ipynb #4968bb82
 class LeakageError(DatasetError):
     "A feature that would not be there when the model has to answer."
@@ -339,6 +349,30 @@ class Fold:
     X_test: pd.DataFrame
     y_test: pd.Series | pd.DataFrame
 
+
+class Unanswerable(ValueError):
+    "A request that keeps the contract and that still cannot be answered; the message says why, and what would help."
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How requests come in that are no rows of a table, and how their answers go out: one row of a request gets several, named by `items`.
+
+    `row(contract)` is the pydantic type of one row of a request, given the contract of the packaged inputs. `answer(model, rows)` takes a frame
+    with a line for each row and returns the answers with the columns `row` (its place, from 0) and `fallback` (what stood in for the model, or
+    ""). `stand_in(model, rows)` is the same without the model, for when it fails or takes too long. `example(requests)` gives rows as they are
+    sent, and those of the packaged `requests` that ask the same.
+    """
+    items: str
+    row: Callable
+    answer: Callable
+    stand_in: Callable
+    example: Callable
+    subject: str = ""  # the field of a row that says whom it is about
+    readings: Callable | None = None  # readings(requests): what meters have to report before it can be answered
+    everyone: Callable | None = None  # everyone(model): the rows for which answers are computed overnight
+    truth: Callable | None = None  # truth(outputs, values): outcomes as `Case.score` takes them; None: they exist only for what was shown
+
 # %% ../nbs/03_data.ipynb #32cba5e5
 @dataclass(frozen=True)
 class Case:
@@ -353,3 +387,4 @@ class Case:
     request_key: str = ""  # the column that identifies one request; "" where each row is one
     decide: Callable | None = None  # decide(answers, band): what the system does on each answer
     reasons: Callable | None = None  # reasons(estimator, frame): for each row the reasons of its answer, in words
+    serving: Serving | None = None  # how requests come in that are no rows of a table

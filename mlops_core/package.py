@@ -33,7 +33,7 @@ from threadpoolctl import threadpool_limits
 
 from . import audit, core
 from .artifact import ArtifactError, load_object, save_object, verify_manifest, write_manifest
-from .data import Case, Dataset, Fold, fingerprint
+from .data import Case, Dataset, Fold, Serving, fingerprint
 from .experiment import open_experiment
 from .govern import load_use_case
 
@@ -164,7 +164,7 @@ def _table(value) -> pd.DataFrame:
 
 # %% ../nbs/09_package.ipynb #6d343377
 def _write(folder: Path, case: Case, model, recipe: Recipe, fold: Fold, sample: pd.DataFrame, tables: dict) -> None:
-    save_object({"model": model} | {part: getattr(case, part) for part in ("answer", "score", "decide", "reasons")}, folder / "model")
+    save_object({"model": model} | {part: getattr(case, part) for part in ("answer", "score", "decide", "reasons", "serving")}, folder / "model")
     save_object(vars(recipe), folder / "recipe")
     for part in ("sample", "evidence"):
         (folder / part).mkdir()
@@ -235,6 +235,7 @@ class LoadedModel:
     score: Callable = dataclasses.field(repr=False)
     decide: Callable | None = dataclasses.field(repr=False)
     reasons: Callable | None = dataclasses.field(repr=False)
+    serving: Serving | None = dataclasses.field(repr=False)
 
     @property
     def subject(self) -> str:
@@ -283,7 +284,7 @@ def load_model(name: str, version: int | str = "champion") -> LoadedModel:
     stored = load_object(folder / "model")
     answer, reasons = (functools.partial(stored[part], stored["model"]) if stored.get(part) else None for part in ("answer", "reasons"))
     manifest = packaged(name, number)["manifest"]
-    return LoadedModel(name, number, folder, manifest, stored["model"], answer, stored["score"], stored.get("decide"), reasons)
+    return LoadedModel(name, number, folder, manifest, stored["model"], answer, stored["score"], stored.get("decide"), reasons, stored.get("serving"))
 
 # %% ../nbs/09_package.ipynb #7318a8a3
 class _Served:

@@ -36,11 +36,12 @@ def paired(rollout: Rollout, most: int = 4000) -> tuple[pd.DataFrame, int, int]:
     query = query.where(predictions.c.version.in_([rollout.champion, rollout.challenger])).order_by(predictions.c.number.desc()).limit(2 * most)
     with core.operations_engine().connect() as connection:
         rows = pd.read_sql(query, connection)
-    failed = int((rows["fallback"] != "").sum())  # one that the champion answered instead, or that failed in the shadow
+    # one that the champion answered instead, or that failed or was too slow in the shadow; where an input was missing, no version is at fault
+    failed = rows[rows["fallback"].str.match("challenger|failed|slow")].drop_duplicates(["request_id", "position"])
     rows = rows[rows["output"] != "{}"]
     theirs, ours = (rows[rows["version"] == version] for version in (rollout.champion, rollout.challenger))
     both = ours.merge(theirs.drop(columns="value"), on=["request_id", "position"], suffixes=("_ours", "_theirs"))
-    return both, len(ours) + failed, failed
+    return both, len(ours) + len(failed), len(failed)
 
 # %% ../nbs/16_rollout.ipynb #59fb434a
 def _judged(check: str, value: float, limit: float, breach: bool, enough: bool, why: str) -> dict:
@@ -55,29 +56,63 @@ def _numbers(outputs: pd.Series) -> pd.DataFrame:
     return expand(outputs).select_dtypes("number").astype(float)
 
 # %% ../nbs/16_rollout.ipynb #ffe67c24
-def _differing(both: pd.DataFrame) -> pd.Series:
-    if (both["action_ours"] != "").any():
-        return (both["action_ours"] != both["action_theirs"]).astype(float)
+def _compared(both: pd.DataFrame, shown: bool) -> tuple[float, float]:
+    """How far the distributions of the answers are apart, and how often the two versions would have treated the same request differently.
+
+    For lists (`shown`) the first is the total variation between what is shown, and the second the share of what the other list does not hold.
+    """
+    if shown:
+        ours, theirs = (expand(both[name])["item"].astype(str) for name in ("output_ours", "output_theirs"))
+        lists = [pd.MultiIndex.from_arrays([both["request_id"], both["position"] // 10_000, items]) for items in (ours, theirs)]
+        apart = ours.value_counts(normalize=True).sub(theirs.value_counts(normalize=True), fill_value=0).abs().sum() / 2
+        return float(apart), float((~lists[0].isin(lists[1])).mean())
     ours, theirs = _numbers(both["output_ours"]), _numbers(both["output_theirs"])
-    return ((ours - theirs).abs() / theirs.abs().clip(lower=1e-9)).mean(axis=1).clip(upper=1)
+    apart = stats.ks_2samp(ours.iloc[:, 0], theirs.iloc[:, 0]).statistic
+    if (both["action_ours"] != "").any():
+        return apart, (both["action_ours"] != both["action_theirs"]).mean()
+    return apart, ((ours - theirs).abs() / theirs.abs().clip(lower=1e-9)).mean(axis=1).clip(upper=1).mean()
 
 # %% ../nbs/16_rollout.ipynb #302df6b6
 @functools.lru_cache(maxsize=2)
-def _scored_by(name: str, version: int, manifest: str) -> tuple[LoadedModel, dict]:
+def _loaded(name: str, version: int, manifest: str) -> tuple[LoadedModel, dict]:
     loaded = load_model(name, version)
     return loaded, facts(loaded.folder)
 
 
+def _challenger(rollout: Rollout) -> tuple[LoadedModel, dict]:
+    return _loaded(rollout.model, rollout.challenger, packaged(rollout.model, rollout.challenger)["manifest"])
+
+# %% ../nbs/16_rollout.ipynb #e5fc550d
 def metric_gain(rollout: Rollout, known: pd.DataFrame, blocks: int = 10) -> tuple[float, float, float]:
-    "How much better the challenger scores on rows with outcomes, with an interval of 99.9 % over blocks of rows (Student's t)."
-    loaded, about = _scored_by(rollout.model, rollout.challenger, packaged(rollout.model, rollout.challenger)["manifest"])
+    """How much better the challenger does on rows with outcomes, with an interval of 99.9 %.
+
+    Both versions are scored by the case's metric on the same outcomes, in blocks of requests (Student's t). Where outcomes exist only for what
+    was shown, the mean outcome of the requests that each version answered itself is compared (Welch's t).
+    """
+    loaded, about = _challenger(rollout)
+    if loaded.serving and loaded.serving.truth is None:
+        return _shown_gain(known)
     metric, sign, gains = about["metric"], 1 if about["greater_is_better"] else -1, []
-    for part in np.array_split(np.arange(len(known)), blocks):
-        rows = known.iloc[part].reset_index(drop=True)
+    if loaded.serving:
+        known = known.drop_duplicates(["input_ours", "position"])  # asked twice is known once
+    block = pd.factorize(known["request_id"])[0] if loaded.serving else np.arange(len(known))
+    for part in np.array_split(np.arange(block.max(initial=-1) + 1), blocks):
+        rows = known[np.isin(block, part)].reset_index(drop=True)
         if rows["value"].nunique() > 1:
-            ours, theirs = (loaded.score(rows["value"], expand(rows[name]))[metric] for name in ("output_ours", "output_theirs"))
+            said = [expand(rows[name]) for name in ("output_ours", "output_theirs")]
+            truth = loaded.serving.truth(said[0], rows["value"]) if loaded.serving else rows["value"]
+            ours, theirs = (loaded.score(truth, one)[metric] for one in said)
             gains.append(sign * (ours - theirs))
     return mean_interval(gains, 0.999)
+
+# %% ../nbs/16_rollout.ipynb #4ef0273b
+def _shown_gain(known: pd.DataFrame) -> tuple[float, float, float]:
+    by_request = known.assign(mine=known["role_ours"] == "challenger").groupby("request_id").agg(value=("value", "mean"), mine=("mine", "first"))
+    ours, theirs = by_request.loc[by_request["mine"], "value"], by_request.loc[~by_request["mine"], "value"]
+    if min(len(ours), len(theirs)) < 2 or by_request["value"].nunique() < 2:
+        return np.nan, -np.inf, np.inf
+    low, high = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.999)
+    return ours.mean() - theirs.mean(), low, high
 
 # %% ../nbs/16_rollout.ipynb #2576b6e6
 def judge(rollout: Rollout) -> pd.DataFrame:
@@ -88,8 +123,8 @@ def judge(rollout: Rollout) -> pd.DataFrame:
     share, low = (failed / asked, proportion_confint(failed, asked, 0.001, "wilson")[0]) if asked else (np.nan, 0.0)
     slow = apart = differ = np.nan
     if len(both):
-        ours, theirs = (_numbers(both[name]).iloc[:, 0] for name in ("output_ours", "output_theirs"))
-        slow, apart, differ = both["latency_ms_ours"].quantile(0.99), stats.ks_2samp(ours, theirs).statistic, _differing(both).mean()
+        serving = _challenger(rollout)[0].serving
+        slow, (apart, differ) = both["latency_ms_ours"].quantile(0.99), _compared(both, bool(serving and serving.truth is None))
     return pd.DataFrame([
         _judged("errors", share, limits.rollout_errors, low > limits.rollout_errors, asked >= limits.rollout_rows, f"{failed} of {asked} failed"),
         _limited("latency", slow, limits.p99_ms, enough, f"99th percentile in ms; {count}"),

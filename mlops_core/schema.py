@@ -7,7 +7,7 @@ __all__ = ['row_type', 'complaints']
 
 # %% ../nbs/13_schema.ipynb #5ed4df51
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 import pandas as pd
@@ -62,18 +62,19 @@ def _kind(column: Column):
     return bool if column.type == "boolean" else Annotated[str, Field(strict=True, max_length=10_000)]
 
 # %% ../nbs/13_schema.ipynb #69186358
-def _field(column: Column, example) -> tuple:
-    kind = _kind(column) | None if column.nullable or column.inferred else _kind(column)
+def _field(column: Column, example, optional: bool) -> tuple:
+    kind = _kind(column) | None if column.nullable or column.inferred or optional else _kind(column)
     words = [column.description, f"unit: {column.unit}" if column.unit else ""]
-    return kind, Field(description="; ".join(filter(None, words)) or None, examples=None if example is None else [example])
+    shown = {"description": "; ".join(filter(None, words)) or None, "examples": None if example is None else [example]}
+    return kind, Field(None, **shown) if optional else Field(**shown)
 
 # %% ../nbs/13_schema.ipynb #91831a01
-def row_type(contract: Mapping[str, Column], example: Mapping | None = None, name: str = "Row") -> type[BaseModel]:
+def row_type(contract: Mapping[str, Column], example: Mapping | None = None, name: str = "Row", optional: Collection[str] = ()) -> type[BaseModel]:
     """A pydantic type for one row of `contract`: every column is there, none else, and each value keeps its type, levels and range.
 
-    A column that may be missing takes null. `example` values appear in the JSON schema.
+    A column that may be missing takes null, one of `optional` may also be left out. `example` values appear in the JSON schema.
     """
-    fields = {column: _field(about, (example or {}).get(column)) for column, about in contract.items()}
+    fields = {column: _field(about, (example or {}).get(column), column in optional) for column, about in contract.items()}
     extra = {"example": dict(example)} if example else None
     return create_model(name, __config__=ConfigDict(extra="forbid", protected_namespaces=(), json_schema_extra=extra), **fields)
 

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['UNAVAILABLE', 'LocalServer', 'Problem', 'problem_response', 'Counted', 'make_metrics', 'read_body', 'check_key',
-           'Outcome', 'Outcomes', 'parsed', 'response_of', 'make_app', 'ServeRefused', 'serve']
+           'Outcome', 'Outcomes', 'readings_type', 'parsed', 'response_of', 'make_app', 'ServeRefused', 'serve']
 
 # %% ../nbs/13_serve.ipynb #06852a6a
 import asyncio
+import functools
 import ipaddress
 import json
 import secrets
@@ -27,16 +28,18 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, create_model
 from starlette.exceptions import HTTPException
 from swagger_ui_bundle import swagger_ui_path
 
 from .core import now
+from .data import Unanswerable
 from .govern import load_use_case
+from .history import HistoryError, append_readings
 from .keys import KeyRing
 from .log import LogUnavailable, OutcomeError, Prediction, PredictionLog, first_line, record_outcomes
 from .schema import complaints
-from .scoring import Overloaded, RequestLimits, Router, Scorer, Unanswerable, Word
+from .scoring import Live, Overloaded, RequestLimits, Router, Scorer, Word
 
 # %% ../nbs/13_serve.ipynb #c979bfc8
 class LocalServer:
@@ -147,7 +150,7 @@ def check_key(ring: KeyRing | None, request: Request, scope: str) -> None:
 class Outcome(BaseModel, extra="forbid"):
     "What became of one answer."
     request_id: Word
-    position: Annotated[int, Field(ge=0, le=100_000)] = 0
+    position: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     value: Annotated[float, Field(strict=True, allow_inf_nan=False)]
     happened_at: Annotated[str, Field(max_length=40, description="ISO 8601; without an offset UTC; default: now")] | None = None
 
@@ -155,6 +158,12 @@ class Outcome(BaseModel, extra="forbid"):
 class Outcomes(BaseModel, extra="forbid"):
     "What became of answers."
     outcomes: Annotated[list[Outcome], Field(min_length=1, max_length=5000)]
+
+
+@functools.lru_cache(maxsize=4)
+def readings_type(reading: type[BaseModel]) -> type[BaseModel]:
+    "The type of a report of many of `reading`."
+    return create_model("Readings", __config__={"extra": "forbid"}, readings=(Annotated[list[reading], Field(min_length=1, max_length=5000)], ...))
 
 # %% ../nbs/13_serve.ipynb #6e3ab433
 def parsed(kind: type[BaseModel], body: bytes) -> BaseModel:
@@ -166,14 +175,26 @@ def parsed(kind: type[BaseModel], body: bytes) -> BaseModel:
         raise Problem(422, f"{len(found)} thing(s) are wrong; see errors", errors=found) from None
 
 # %% ../nbs/13_serve.ipynb #50206e0c
-def response_of(rows: list[Prediction], ask: BaseModel) -> dict:
+def response_of(rows: list[Prediction], ask: BaseModel, live: Live) -> dict:
     "What is sent: the rows of the log in words."
-    first = rows[0]
-    if [row.input for row in rows] != [row.model_dump_json() for row in ask.rows]:
+    first, answers = rows[0], {}
+    for row in rows:
+        answers.setdefault(row.position // live.stride, []).append(row)
+    if [answers[place][0].input for place in sorted(answers)] != [row.model_dump_json() for row in ask.rows]:
         raise Problem(409, f"request_id {first.request_id} was used for other rows; use another id")
-    said = [json.loads(row.output) | {"action": row.action, "version": row.version} | ({"reasons": json.loads(row.reasons)} if ask.reasons else {})
-            | ({"warnings": json.loads(row.violations)} if row.violations != "[]" else {}) for row in rows]  # fmt: skip
+    said = _in_lists(answers, live) if live.loaded.serving else [_in_words(row, ask.reasons) for row in rows]
     return {"request_id": first.request_id, "model": first.model, "answers": said}
+
+
+def _in_words(row: Prediction, reasons: bool) -> dict:
+    said = json.loads(row.output) | {"action": row.action, "version": row.version}
+    return (said | ({"reasons": json.loads(row.reasons)} if reasons else {})
+            | ({"warnings": json.loads(row.violations)} if row.violations != "[]" else {}))  # fmt: skip
+
+
+def _in_lists(answers: dict[int, list[Prediction]], live: Live) -> list[dict]:
+    return [{"version": rows[0].version, "fallback": rows[0].fallback or None,
+             live.loaded.serving.items: [{"position": row.position} | json.loads(row.output) for row in rows]} for rows in answers.values()]
 
 # %% ../nbs/13_serve.ipynb #5579fed1
 UNAVAILABLE = (LogUnavailable, Overloaded, sa.exc.DBAPIError, OSError)
@@ -252,10 +273,25 @@ def _add_doors(app: FastAPI, name: str, ring, router: Router, scorer: Scorer, li
             rows = await scorer.answer(route, ask, ask.request_id or secrets.token_hex(12))
         except Unanswerable as error:
             raise Problem(422, str(error), errors=[{"field": "rows", "rule": str(error), "value": None}]) from None
-        said = response_of(rows, ask)
+        said = response_of(rows, ask, route.live)
         for row in rows:
             metrics["rows"].labels(row.action, row.role).inc()
         return Response(json.dumps(said), media_type="application/json")
+
+    @app.post("/v1/readings", openapi_extra=_body("Readings"), summary="Report what meters measured and what services forecast")
+    async def readings(request: Request):
+        check_key(ring, request, "outcome")
+        body, route = await read_body(request, limits.body_bytes), router.route
+        if route is None:
+            raise Problem(503, router.problem, {"Retry-After": "5"})
+        if route.live.reading is None:
+            raise Problem(404, f"{name} is not answered from readings; send its rows to /v1/predict")
+        given = parsed(readings_type(route.live.reading), body)
+        frame = pd.DataFrame([vars(one) for one in given.readings])
+        try:
+            return vars(await asyncio.to_thread(append_readings, name, frame))
+        except HistoryError as error:
+            raise Problem(422, str(error), errors=[{"field": "readings", "rule": str(error), "value": None}]) from None
 
     @app.post("/v1/outcomes", openapi_extra=_body("Outcomes"), summary="Say what became of answers")
     async def outcomes(request: Request):
@@ -315,7 +351,9 @@ def _add_docs(app: FastAPI, router: Router) -> None:
 
     def described():
         found = dict(plain())
-        kinds = {"Outcomes": Outcomes} | ({"PredictionRequest": router.route.live.ask} if router.route else {})
+        live = router.route.live if router.route else None
+        kinds = {"Outcomes": Outcomes} | ({"PredictionRequest": live.ask} if live else {})
+        kinds |= {"Readings": readings_type(live.reading)} if live and live.reading else {}
         schemas = {}
         for kind_name, kind in kinds.items():
             made = kind.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -23,7 +23,7 @@ def picky(frame):
 
 
 def live(version=1, answer=picky):
-    loaded = types.SimpleNamespace(name="toy", version=version, answer=answer, decide=None, reasons=None)
+    loaded = types.SimpleNamespace(name="toy", version=version, answer=answer, decide=None, reasons=None, serving=None)
     return scoring.Live(loaded, ASK, {}, {"x": np.dtype("float64")}, np.array([0.0]), np.array([10.0]))
 
 
@@ -94,7 +94,7 @@ def test_a_failure_in_the_shadow_is_logged_and_nobody_notices(operations):
         scorer.close()
     assert [(rows[0].version, rows[0].fallback) for rows in found] == [(1, ""), (1, "")]
     shadows = log.joined("toy", sent=False).set_index("request_id")
-    assert shadows["fallback"].to_dict() == {"r0": "", "r1": "KeyError"} and set(shadows["version"]) == {2}
+    assert shadows["fallback"].to_dict() == {"r0": "", "r1": "failed: KeyError"} and set(shadows["version"]) == {2}
     assert shadows["output"].to_dict() == {"r0": '{"half": 0.5}', "r1": "{}"}
 
 
