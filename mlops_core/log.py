@@ -257,7 +257,7 @@ def _checked(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.assign(position=frame.get("position", 0), happened_at=frame.get("happened_at", now())).reset_index(drop=True)
     value, position = (pd.to_numeric(frame[name], errors="coerce").astype("float64") for name in ("value", "position"))
     when = pd.to_datetime(frame["happened_at"], errors="coerce", utc=True)
-    wrong = {"value is no finite number": ~np.isfinite(value), "happened_at is no time": when.isna(),
+    wrong = {"value is no finite number": ~np.isfinite(value), "happened_at is no time": ~when.dt.year.between(1, 9999),
              "request_id is missing": frame["request_id"].isna(), "position is no whole number from 0": ~((position % 1 == 0) & (position >= 0))}
     for rule, rows in wrong.items():
         if rows.any():

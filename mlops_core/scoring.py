@@ -33,8 +33,9 @@ from .traffic import Rollout, place, running
 # %% ../nbs/13_scoring.ipynb #1707ec66
 @dataclass(frozen=True)
 class RequestLimits:
-    "How large a body may be (bytes), how many rows a request may have, and how many requests may wait."
+    "How large a body may be (bytes), how long it may take to come (seconds), how many rows a request may have, and how many requests may wait."
     body_bytes: int = 1_000_000
+    body_seconds: float = 20.0
     rows: int = 1000
     waiting: int = 5000
 
@@ -58,7 +59,7 @@ class Live:
     high: np.ndarray
 
 # %% ../nbs/13_scoring.ipynb #a8a1c68f
-Word = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w.:@-]+$")]
+Word = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:@-]+$")]
 
 
 def request_type(row: type[BaseModel], example: dict, limits: RequestLimits) -> type[BaseModel]:
