@@ -797,6 +797,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mlops_core', 'doc_host': '
                                    'mlops_core.schema._time': ('schema.html#_time', 'mlops_core/schema.py'),
                                    'mlops_core.schema._within': ('schema.html#_within', 'mlops_core/schema.py'),
                                    'mlops_core.schema.complaints': ('schema.html#complaints', 'mlops_core/schema.py'),
+                                   'mlops_core.schema.number_between': ('schema.html#number_between', 'mlops_core/schema.py'),
                                    'mlops_core.schema.row_type': ('schema.html#row_type', 'mlops_core/schema.py')},
             'mlops_core.scoring': { 'mlops_core.scoring.Live': ('scoring.html#live', 'mlops_core/scoring.py'),
                                     'mlops_core.scoring.Overloaded': ('scoring.html#overloaded', 'mlops_core/scoring.py'),

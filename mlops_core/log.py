@@ -15,6 +15,7 @@ import queue
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -328,11 +329,11 @@ def contradicted(model: str) -> pd.DataFrame:
 
 # %% ../nbs/11_log.ipynb #3b4bece1
 def joined(model: str, as_of=None, sent: bool = True) -> pd.DataFrame:
-    """The answers of `model` until `as_of` (now) in order, with `value`, `happened_at` and `received_at` of outcomes that had arrived by then.
+    """The answers of `model` until `as_of` (all that there are) in order, with `value`, `happened_at` and `received_at` of outcomes that had arrived by then.
 
     Times are UTC. `sent=False` gives what a model in shadow would have answered. `expand` opens the columns input and output.
     """
-    moment = _utc(as_of)
+    moment = datetime.max if as_of is None else _utc(as_of)  # not now: a clock that was set back would hide answers that were given
     found = sa.and_(*_OF_ANSWER, outcomes.c.received_at <= moment)
     query = sa.select(predictions, outcomes.c.value, outcomes.c.happened_at, outcomes.c.received_at).outerjoin(outcomes, found)
     query = query.where(predictions.c.model == model, predictions.c.time <= moment, predictions.c.sent == sent)

@@ -69,7 +69,7 @@ def request_type(row: type[BaseModel], example: dict, limits: RequestLimits) -> 
         rows=(Annotated[list[row], Field(min_length=1, max_length=limits.rows)], ...),
         request_id=(Word | None, Field(None, description="yours, to ask again safely: the same id gets the first answer")),
         subjects=(list[Word] | None, Field(None, description="whom each row is about, by pseudonym")),
-        reasons=(bool, Field(False, description="say why, in words")),
+        reasons=(bool, Field(False, strict=True, description="say why, in words")),
     )  # fmt: skip
 
 # %% ../nbs/13_scoring.ipynb #50443f28

@@ -38,7 +38,7 @@ from .govern import load_use_case
 from .keys import KeyRing
 from .log import LogUnavailable, OutcomeError, Prediction, PredictionLog, Receipt, first_line, record_outcomes
 from .refusal import TITLES, Answers, Door, Listed, Readiness, Refusal, described_door, described_page, shapes
-from .schema import complaints
+from .schema import complaints, number_between
 from .scoring import Overloaded, RequestLimits, Router, Scorer, Unanswerable, Word
 
 # %% ../nbs/13_serve.ipynb #c979bfc8
@@ -150,11 +150,10 @@ def check_key(ring: KeyRing | None, request: Request, scope: str) -> None:
 
 # %% ../nbs/13_serve.ipynb #a7391251
 def _moment(text: str) -> datetime:
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):  # with its offset it may lie before the year 1 or after 9999
         found = datetime.fromisoformat(text)
-        if 1900 <= found.year < 2200:
-            return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
-    raise ValueError("is no time from 1900 to 2199: write it as in 2026-03-01T12:00:00+01:00")
+        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    raise ValueError("is no time: write it as in 2026-03-01T12:00:00+01:00")
 
 
 Moment = Annotated[str, Field(max_length=40, json_schema_extra={"format": "date-time"}), AfterValidator(_moment)]
@@ -163,7 +162,7 @@ Moment = Annotated[str, Field(max_length=40, json_schema_extra={"format": "date-
 class Outcome(BaseModel, extra="forbid"):
     "What became of one answer."
     request_id: Word
-    position: Annotated[int, Field(strict=True, ge=0, le=100_000)] = 0
+    position: number_between(int, 0, 100_000) = 0
     value: Annotated[float, Field(strict=True, allow_inf_nan=False)]
     happened_at: Annotated[Moment | None, Field(description="ISO 8601; without an offset UTC; default: now")] = None
 
