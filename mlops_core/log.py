@@ -329,7 +329,7 @@ def contradicted(model: str) -> pd.DataFrame:
 
 # %% ../nbs/11_log.ipynb #3b4bece1
 def joined(model: str, as_of=None, sent: bool = True) -> pd.DataFrame:
-    """The answers of `model` until `as_of` (all that there are) in order, with `value`, `happened_at` and `received_at` of outcomes that had arrived by then.
+    """The answers of `model` until `as_of` (all) in order, with `value`, `happened_at` and `received_at` of outcomes that had arrived by then.
 
     Times are UTC. `sent=False` gives what a model in shadow would have answered. `expand` opens the columns input and output.
     """
