@@ -6,7 +6,7 @@ OFFLINE := $(if $(wildcard wheels/*.whl),--no-index --find-links wheels)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(OFFLINE)
 LIMIT := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2
 
-.PHONY: report demo test check lab data bench wheels pictures clean
+.PHONY: report demo test check lab data bench study wheels pictures clean
 .DEFAULT_GOAL := report
 
 report: .venv/runtime
@@ -28,6 +28,10 @@ check: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python tests/bench.py
+
+# proofs that take long; each prints what it found, and fails if that is not what is promised
+study: .venv/dev
+	$(LIMIT) $(BIN)/python tests/study_fuzz.py
 
 data: .venv/runtime
 	$(BIN)/python data/build.py

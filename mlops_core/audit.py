@@ -193,14 +193,16 @@ def verify(expected_head: str | None = None) -> list[Finding]:
 ROLES_OF_A_VERSION = ("champion", "challenger")
 
 # %% ../nbs/01_audit.ipynb #3cbde41a
-def _until(found: pd.DataFrame, moment: pd.Timestamp) -> pd.Series:
-    return pd.Series([pd.Timestamp(time) <= moment for time in found["time"]], found.index, dtype=bool)
+def _until(found: pd.DataFrame, at) -> pd.Series:
+    if at is None:  # all of it, and not what is before now: a clock that was set back would bring yesterday's version back
+        return pd.Series(True, found.index)
+    return pd.Series([pd.Timestamp(time) <= pd.Timestamp(at) for time in found["time"]], found.index, dtype=bool)
 
 # %% ../nbs/01_audit.ipynb #f35ab3e3
 def live(model: str, role: str = "champion", at=None) -> str | None:
     "The version that was `role` (champion or challenger) of `model` at the time `at`, or is now; None if there was none."
-    found, moment, holder = entries(model), pd.Timestamp(at or now()), None
-    for row in found[_until(found, moment)].itertuples():
+    found, holder = entries(model), None
+    for row in found[_until(found, at)].itertuples():
         version = row.subject.split("/")[-1]
         if row.event == role:
             holder = version
@@ -211,11 +213,11 @@ def live(model: str, role: str = "champion", at=None) -> str | None:
 # %% ../nbs/01_audit.ipynb #9e673706
 def answer_who(model: str, at=None) -> dict | None:
     "Which version of `model` was champion at the time `at`, since when, by whom, who signed and approved it, and all entries; None if none was."
-    version, moment = live(model, at=at), pd.Timestamp(at or now())
+    version = live(model, at=at)
     if version is None:
         return None
     about = entries(model)
-    about = about[(about["subject"] == f"{model}/{version}") & _until(about, moment)]
+    about = about[(about["subject"] == f"{model}/{version}") & _until(about, at)]
     made = about[about["event"] == "champion"].iloc[-1]
     approved = about[about["event"].isin(["signed_off", "approved"])]
     by = [f"{row.actor} ({row.role})" for row in approved.itertuples()]

@@ -80,7 +80,7 @@ def shopper_row(contract: dict) -> type[BaseModel]:
     return create_model(
         "Row", __base__=row_type({"user": contract["user"]}),
         basket=(goods, Field([], description="what is in the basket now: it moves the list, and is not on it")),
-        stored=(bool, Field(False, description="take the list that was computed last night (push), instead of ranking now (pull)")),
+        stored=(bool, Field(False, strict=True, description="take the list that was computed last night (push), instead of ranking now (pull)")),
     )  # fmt: skip
 
 

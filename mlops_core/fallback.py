@@ -9,7 +9,6 @@ __all__ = ['RecentWeeks', 'without_driver', 'WithFallbacks', 'with_fallbacks', '
 # %% ../nbs/41_fallback.ipynb #75abeb35
 from dataclasses import replace
 from functools import partial
-from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,7 @@ from .core import now
 from .data import Serving, Unanswerable
 from .forecast import BoostedTrees, FeatureForecaster, WithIntervals
 from .history import read_history
-from .schema import row_type
+from .schema import number_between, row_type
 from .series import Task, ahead_rows
 
 # %% ../nbs/41_fallback.ipynb #ed32ebf4
@@ -159,7 +158,7 @@ def stand_in(model: WithFallbacks, rows: pd.DataFrame, name: str, stale_hours: f
 # %% ../nbs/41_fallback.ipynb #44577b7e
 def _moment_row(contract: dict, horizon_days: int) -> type[BaseModel]:
     moment = Column("time", available="known_ahead", description="forecast the day of this moment, from what was known when it began; default: now")
-    days = Annotated[int, Field(ge=1, le=horizon_days)] | None
+    days = number_between(int, 1, horizon_days) | None
     return create_model("Row", __base__=row_type({"as_of": moment}, optional=("as_of",)), days=(days, Field(None, description="default: all")))
 
 

@@ -15,6 +15,7 @@ import queue
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -257,7 +258,7 @@ def _checked(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.assign(position=frame.get("position", 0), happened_at=frame.get("happened_at", now())).reset_index(drop=True)
     value, position = (pd.to_numeric(frame[name], errors="coerce").astype("float64") for name in ("value", "position"))
     when = pd.to_datetime(frame["happened_at"], errors="coerce", utc=True)
-    wrong = {"value is no finite number": ~np.isfinite(value), "happened_at is no time": when.isna(),
+    wrong = {"value is no finite number": ~np.isfinite(value), "happened_at is no time": ~when.dt.year.between(1, 9999),
              "request_id is missing": frame["request_id"].isna(), "position is no whole number from 0": ~((position % 1 == 0) & (position >= 0))}
     for rule, rows in wrong.items():
         if rows.any():
@@ -328,11 +329,11 @@ def contradicted(model: str) -> pd.DataFrame:
 
 # %% ../nbs/11_log.ipynb #3b4bece1
 def joined(model: str, as_of=None, sent: bool = True) -> pd.DataFrame:
-    """The answers of `model` until `as_of` (now) in order, with `value`, `happened_at` and `received_at` of outcomes that had arrived by then.
+    """The answers of `model` until `as_of` (all) in order, with `value`, `happened_at` and `received_at` of outcomes that had arrived by then.
 
     Times are UTC. `sent=False` gives what a model in shadow would have answered. `expand` opens the columns input and output.
     """
-    moment = _utc(as_of)
+    moment = datetime.max if as_of is None else _utc(as_of)  # not now: a clock that was set back would hide answers that were given
     found = sa.and_(*_OF_ANSWER, outcomes.c.received_at <= moment)
     query = sa.select(predictions, outcomes.c.value, outcomes.c.happened_at, outcomes.c.received_at).outerjoin(outcomes, found)
     query = query.where(predictions.c.model == model, predictions.c.time <= moment, predictions.c.sent == sent)

@@ -20,6 +20,7 @@ from . import audit
 from .data import Case, Fold
 from .package import LoadedModel, Recipe, package_model
 from .rollout import RolloutRefused, advance, judge, paired, start
+from .traffic import Rollout
 
 # %% ../nbs/17_rehearsal.ipynb #d04a59fb
 @contextlib.contextmanager
@@ -38,7 +39,7 @@ def _set(variables: dict[str, str | None]) -> None:
     for name, value in variables.items():
         os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
-
+# %% ../nbs/17_rehearsal.ipynb #eeeab845
 @contextlib.contextmanager
 def rehearsal() -> Iterator[None]:
     "An empty workspace for a moment: what is packaged, served and rolled out inside leaves nothing behind, also when it fails."
@@ -81,6 +82,11 @@ def _sees(client: httpx.Client, version: int, share: float) -> bool:
         here.items() <= one.items() for one in client.get("/v1/models").json()["models"])  # fmt: skip
 
 
+def _followed(step: Rollout, rows: int) -> bool:
+    both, _, failed = paired(step, most=rows)
+    return len(both) >= rows or failed > 0  # what failed will be judged
+
+# %% ../nbs/17_rehearsal.ipynb #8d195ab0
 def rehearse(client: httpx.Client, version: LoadedModel, send: Callable[[str], pd.Series], *, actor: str, role: str) -> Way:
     """Roll `version` out behind the server of `client`, as far as it comes.
 
@@ -94,7 +100,7 @@ def rehearse(client: httpx.Client, version: LoadedModel, send: Callable[[str], p
         answered = send(f"{version.version}-{len(shares)}")
         count = len(answered)
         shares.append(float((answered == version.version).mean()))
-        _until("the shadow to follow", lambda step=running, rows=count: len(paired(step, most=rows)[0]) >= rows)
+        _until("the shadow to follow", lambda step=running, rows=count: _followed(step, rows))
         try:
             running = advance(version.name, because, actor=actor, role=role)
         except RolloutRefused as refusal:

@@ -218,6 +218,8 @@ def _breaches(verdicts: pd.DataFrame) -> str:
 def guard(name: str) -> None:
     "Judge the step of the roll-out of `name`, if one runs, and roll it back if a check is breached."
     if rollout := running(name):
+        if (moment := core.now().tz_localize(None)) < rollout.since:  # the clock was set back, and what is answered now would be before the step
+            rollout = move(rollout, since=moment.to_pydatetime())
         if breached := _breaches(judge(rollout)):
             _stop(rollout, "rolled_back", breached, "guard", "system")
 

@@ -159,7 +159,8 @@ def test_outcomes_come_in_once(server):
     given = {"outcomes": [{"request_id": "paid", "value": 0}, {"request_id": "paid", "value": 0}, {"request_id": "unheard", "value": 1}]}
     assert server.client.post("/v1/outcomes", json=given).json() == {"applied": 1, "repeated": 1, "conflict": 0, "stray": 1}
     bad = server.client.post("/v1/outcomes", json={"outcomes": [{"request_id": "paid", "value": 0, "happened_at": "soon"}]})
-    assert bad.status_code == 422 and "happened_at is no time" in bad.json()["detail"]
+    wrong = {"field": "outcomes.0.happened_at", "rule": "is no time: write it as in 2026-03-01T12:00:00+01:00", "value": "soon"}
+    assert bad.status_code == 422 and bad.json()["errors"] == [wrong]
 
 
 def with_row(**changed):
