@@ -14,6 +14,19 @@ from mlflow.utils import requirements_utils as requirements
 from mlops_core import core
 
 NUMBERS = itertools.count()
+SLOWEST = ("test_cases", "test_gates", "test_rollout", "test_serve", "test_forecast", "test_report", "test_release")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """The tests of a file share a worker, for they share fixtures; each whole case has a worker to itself. What takes longest begins first.
+
+    In the order of the alphabet, or of the number of tests, one worker would end with the longest file while the others have nothing to do.
+    """
+    for item in items:
+        case = item.callspec.params.get("report", "") if item.path.stem == "test_cases" else ""
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}{case}"))
+    items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
 
 
 @pytest.fixture(scope="session", autouse=True)
