@@ -22,7 +22,7 @@ lab: .venv/runtime
 
 test: .venv/dev
 	$(ONE) $(BIN)/nbdev_test --n_workers 2 --do_print
-	$(ONE) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(ONE) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/dev
 	$(BIN)/ruff check .

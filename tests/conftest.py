@@ -17,15 +17,11 @@ NUMBERS = itertools.count()
 SLOWEST = ("test_cases", "test_gates", "test_rollout", "test_serve", "test_forecast", "test_report", "test_release")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The tests of a file share a worker, for they share fixtures; each whole case has a worker to itself. What takes longest begins first.
+    """The files that take longest begin first: two workers share the files, and the one that gets the last should not have minutes to go.
 
-    In the order of the alphabet, or of the number of tests, one worker would end with the longest file while the others have nothing to do.
+    xdist would begin with the files that have the most tests; the whole cases, twelve tests and six minutes, came near the end.
     """
-    for item in items:
-        case = item.callspec.params.get("report", "") if item.path.stem == "test_cases" else ""
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}{case}"))
     items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
 
 
