@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items):
 def quick_mlflow(tmp_path_factory):
     """MLflow's empty tables are made once and copied to each new workspace, and what is installed is looked up once.
 
-    Its 68 migrations take a second for each workspace, and its check of 230 requirements half of the time of each packaging.
+    Its 68 migrations take a second for each workspace, and its check of 233 requirements a third of the time of each packaging.
     """
     empty, migrate = tmp_path_factory.mktemp("mlflow") / "empty.db", tables._initialize_tables
 
