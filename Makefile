@@ -5,6 +5,8 @@ BIN := .venv/bin
 OFFLINE := $(if $(wildcard wheels/*.whl),--no-index --find-links wheels)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(OFFLINE)
 LIMIT := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2
+# two workers with two threads each would wait for one another on two cores
+ONE := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .PHONY: report demo test check lab data bench study wheels pictures clean
 .DEFAULT_GOAL := report
@@ -19,8 +21,8 @@ lab: .venv/runtime
 	$(BIN)/jupyter lab nbs/start_here.ipynb
 
 test: .venv/dev
-	$(LIMIT) $(BIN)/nbdev_test --n_workers 2 --do_print
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(ONE) $(BIN)/nbdev_test --n_workers 2 --do_print
+	$(ONE) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/dev
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib
 import json
+import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +19,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import skops.io
-import torch
 import xgboost
-from safetensors.torch import load_model as load_weights
-from safetensors.torch import save_model as save_weights
+
+# skops and torch are imported where a model needs them: together they take as long to import as all the rest, and a server waits for it
 
 # %% ../nbs/09_artifact.ipynb #f4753c29
 class ArtifactError(ValueError):
@@ -45,6 +44,8 @@ def _named(path: str, kind: type):
 
 # %% ../nbs/09_artifact.ipynb #dd298281
 def _write_skops(model, path: Path) -> None:
+    import skops.io
+
     try:
         skops.io.dump(model, path)
     except Exception as error:  # skops has no error of its own for what it cannot store
@@ -53,6 +54,8 @@ def _write_skops(model, path: Path) -> None:
 
 # %% ../nbs/09_artifact.ipynb #70546c46
 def _read_skops(path: Path):
+    import skops.io
+
     strange = [name for name in skops.io.get_untrusted_types(file=path) if name.split(".")[0] not in TRUSTED]
     if strange:
         raise ArtifactError(f"{path.name} holds {', '.join(strange)}; only types of {', '.join(TRUSTED)} are loaded")
@@ -68,9 +71,11 @@ def _read_trees(path: Path, kind: str, settings: dict):
     return model
 
 # %% ../nbs/09_artifact.ipynb #4d9720eb
-def _read_network(path: Path, kind: str, arguments: dict) -> torch.nn.Module:
+def _read_network(path: Path, kind: str, arguments: dict):
+    from safetensors.torch import load_model
+
     network = _named(kind, type)(**arguments)
-    load_weights(network, path)
+    load_model(network, path)
     return network
 
 # %% ../nbs/09_artifact.ipynb #2545b991
@@ -107,6 +112,8 @@ class _Writer:
         for kinds, encode in ENCODERS:
             if isinstance(value, kinds):
                 return encode(self, value)
+        if _is_network(value):
+            return _network(self, value)
         if isinstance(value, type | types.FunctionType):
             return {"name": _own_name(value)}
         if type(value).__module__.split(".")[0] in OWN:
@@ -158,10 +165,17 @@ def _trees(writer: _Writer, value: xgboost.XGBModel) -> dict:
     return {"trees": writer.file(value, ".ubj", type(value).save_model), "kind": type(value).__name__, "settings": settings}
 
 # %% ../nbs/09_artifact.ipynb #7d32b915
-def _network(writer: _Writer, value: torch.nn.Module) -> dict:
+def _is_network(value) -> bool:
+    "Whether `value` is a network of torch; whoever has one has imported torch."
+    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].nn.Module)
+
+
+def _network(writer: _Writer, value) -> dict:
+    from safetensors.torch import save_model
+
     if not hasattr(value, "arguments"):
         raise ArtifactError(f"{type(value).__name__} has no attribute `arguments` to build it from again; set it where the network is made")
-    file = writer.file(value, ".safetensors", lambda network, path: save_weights(network, str(path)))
+    file = writer.file(value, ".safetensors", lambda network, path: save_model(network, str(path)))
     return {"network": file, "kind": _own_name(type(value)), "arguments": writer.encode(value.arguments)}
 
 # %% ../nbs/09_artifact.ipynb #1e45f462
@@ -176,7 +190,6 @@ ENCODERS = (
     (np.dtype | pd.api.extensions.ExtensionDtype, lambda writer, value: {"dtype": str(value)}),
     (sp.spmatrix, lambda writer, value: {"sparse": writer.file(value, ".npz", lambda matrix, path: sp.save_npz(path, matrix))}),
     (xgboost.XGBModel, _trees),
-    (torch.nn.Module, _network),
     (functools.partial, lambda writer, value: {
         "partial": writer.encode(value.func), "arguments": writer.encode(value.args), "keywords": writer.encode(value.keywords)}),
 )  # fmt: skip

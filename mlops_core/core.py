@@ -10,6 +10,7 @@ __all__ = ['tables', 'evaluations', 'RECORD_TYPE', 'PALETTE', 'home', 'workspace
 
 # %% ../nbs/00_core.ipynb #89b28d58
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -26,7 +27,6 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pandas as pd
 import sqlalchemy as sa
@@ -163,10 +163,15 @@ def code_revision() -> str:
         return "source-" + hashlib.sha256(sources).hexdigest()[:12]
 
 
+@functools.cache
+def _installed() -> tuple[tuple[str, str], ...]:
+    # read once: it takes as long as packaging a model, and a running process keeps what it has imported
+    return tuple(sorted({d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}.items()))
+
+
 def environment() -> dict[str, str]:
     "Python, platform and the version of every installed package, by name."
-    found = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
-    return {"python": platform.python_version(), "platform": platform.platform(), **dict(sorted(found.items()))}
+    return {"python": platform.python_version(), "platform": platform.platform(), **dict(_installed())}
 
 # %% ../nbs/00_core.ipynb #ae181736
 @dataclass(frozen=True)
@@ -232,6 +237,8 @@ def check_parameters(declared: dict[str, Parameter], given: dict) -> dict:
 # %% ../nbs/00_core.ipynb #5ec1cb02
 def case_parameters(notebook: Path) -> dict[str, Parameter]:
     "The parameters of the case `notebook`; raises `ParameterError` if no cell is tagged `parameters`."
+    import nbformat  # here, for it takes a second and no server reads a notebook
+
     for cell in nbformat.read(notebook, as_version=4).cells:
         if "parameters" in cell.metadata.get("tags", []):
             return parse_parameters(cell.source)
@@ -271,8 +278,8 @@ def record(**sections) -> None:
     display({RECORD_TYPE: values, "text/plain": f"recorded: {', '.join(values)}"}, raw=True)
 
 
-def read_records(notebook: nbformat.NotebookNode) -> dict:
-    "All sections that an executed `notebook` recorded; a later record of a section replaces an earlier one."
+def read_records(notebook) -> dict:
+    "All sections that an executed `notebook` (of nbformat) recorded; a later record of a section replaces an earlier one."
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return {name: value for o in outputs for name, value in o.get("data", {}).get(RECORD_TYPE, {}).items()}
 

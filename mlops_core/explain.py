@@ -14,7 +14,6 @@ from collections.abc import Mapping
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import shap
 import xgboost
 from matplotlib.colors import LinearSegmentedColormap
 from scipy.stats import norm
@@ -58,6 +57,8 @@ def _tree_contributions(estimator: xgboost.XGBModel, frame: pd.DataFrame) -> pd.
 # %% ../nbs/06_explain.ipynb #f525b2d9
 def _sampled_contributions(estimator, frame: pd.DataFrame, background: pd.DataFrame, permutations: int, seed: int) -> pd.DataFrame:
     "shap's permutation explainer; it wants a matrix of numbers, so each value is passed as its place among the column's values."
+    import shap  # here, for it brings a compiler along, and trees and straight lines do without
+
     levels = {column: pd.concat([frame[column], background[column]]).drop_duplicates().reset_index(drop=True) for column in frame}
 
     def codes(rows):

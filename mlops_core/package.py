@@ -27,7 +27,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.models import infer_signature
-from nbconvert.filters import markdown2html
 from sklearn.base import BaseEstimator, clone
 from threadpoolctl import threadpool_limits
 
@@ -147,6 +146,8 @@ def _number(value) -> str:
 # %% ../nbs/09_package.ipynb #fa65b9f3
 def as_html(markdown: str) -> str:
     "HTML of `markdown`, without the links that headings would have to themselves."
+    from nbconvert.filters import markdown2html  # here, for it takes a second and no server writes a card
+
     return re.sub(r'<a class="anchor-link".*?</a>', "", markdown2html(markdown))
 
 # %% ../nbs/09_package.ipynb #0c79758f

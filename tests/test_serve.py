@@ -37,14 +37,19 @@ for line in sys.stdin:
 COLUMNS = ("limit_bal", "education", "pay_0", "pay_2", "bill_amt1", "pay_amt1")
 
 
-def make_version(seed=0):
-    source = load_dataset("credit_default")
-    case = credit.credit_case(source, list(COLUMNS))
+@functools.cache
+def learned(seed):
+    "Case, model, recipe and fold: the same for every test, which packages them into a workspace of its own."
+    case = credit.credit_case(load_dataset("credit_default"), list(COLUMNS))
     build = functools.partial(classification_fold, features=COLUMNS, sample=3000)
     recipe = package.Recipe("credit_default", build, credit.BoostedTrees(seed=seed), seed)
     fold = recipe.fold()
+    return case, recipe.fit(fold), recipe, fold
+
+
+def make_version(seed=0):
     tables = {"inputs": [{"column": column, "source": f"clients.{column}"} for column in COLUMNS]}
-    return package.package_model(case, recipe.fit(fold), recipe, fold, tables, actor="ana", role="data_scientist")
+    return package.package_model(*learned(seed), tables, actor="ana", role="data_scientist")
 
 
 def go_live(version):
