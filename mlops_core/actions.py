@@ -97,7 +97,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    print(score_file(options.model, options.source, options.target, actor=options.actor, role=options.role))
+    print(score_file(options.model, options.source, options.target, scheduler=options.scheduler, actor=options.actor, role=options.role))
     return 0
 
 
@@ -161,6 +161,7 @@ def _add_service(commands, command, as_somebody) -> None:
     batch.add_argument("model")
     batch.add_argument("source", type=Path, metavar="IN.parquet")
     batch.add_argument("target", type=Path, metavar="OUT.parquet", help="rows that cannot be scored go to OUT.rejected.parquet")
+    batch.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster whose workers share the workspace, as tcp://host:8786")
     gone = as_somebody(command(commands, "erase", _erase, "erase a person's answers and outcomes", acts=False))
     gone.add_argument("model")
     gone.add_argument("subject", help="the pseudonym that the requests gave")
