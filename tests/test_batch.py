@@ -220,7 +220,8 @@ def test_what_a_cluster_has_done_is_kept_and_one_process_goes_on(clients, cluste
     scored = []
     monkeypatch.setattr(batch, "score_rows", lambda *words, made=batch.score_rows: scored.append(1) or made(*words))
     report = score(clients, clients.with_name("spread.parquet"), 100)
-    assert done >= 8 and len(scored) == 30 - done and sha256(report.target) == sha256(whole.target)
+    assert 8 <= done and len(scored) <= 30 - done, "what a worker had begun, it may have ended after the count"
+    assert sha256(report.target) == sha256(whole.target)
 
 
 def test_a_cluster_that_is_not_there_or_knows_another_version_is_an_error_with_its_remedy(version, clients, tmp_path, monkeypatch):
