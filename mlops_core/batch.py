@@ -197,7 +197,7 @@ def _score_on(scheduler: str, live: Live, source: pq.ParquetFile, pieces: Path, 
                     bar.update(len(batch))
                     continue
                 words = (live.loaded.subject, live.loaded.manifest, batch, number, size, pieces, band)
-                out.add(client.submit(_score_there, *words, key=f"{pieces.name}-{number}", pure=False))
+                out.add(client.submit(_score_there, *words, pure=False))
                 if len(out) >= most:
                     back, out = wait(out, return_when="FIRST_COMPLETED")
                     bar.update(sum(piece.result() for piece in back))

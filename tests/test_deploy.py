@@ -23,8 +23,10 @@ from study_image import environment, health_check, installations, instructions, 
 from mlops_core import audit, cli, core, credit, package
 from mlops_core.data import load_dataset
 from mlops_core.experiment import classification_fold
+from mlops_core.govern import load_use_case
 from mlops_core.keys import create_key
 from mlops_core.report import case_notebook, declared_parameters
+from mlops_core.scoring import RequestLimits
 
 HOME = core.home()
 DEPLOY = HOME / "deploy"
@@ -265,4 +267,6 @@ def test_alerts_ask_for_metrics_that_the_image_has(image):
             for label, how, value in re.findall(r'(\w+)(=~?)"([^"]*)"', selected):
                 assert label in asked[name], f"{rule['alert']}: {name} has no label {label}"
                 assert how == "=~" or value.isdigit() or value in asked[name][label], f"{rule['alert']}: no {name} has {label} {value}"
-    assert len(rules) >= 6
+    slow, crowded = (next(rule for rule in rules if rule["alert"] == name) for name in ("SlowAnswers", "Crowded"))
+    assert slow["expr"].endswith(f"> {load_use_case('credit_risk').limits.p99_ms / 1000:g}"), "the limit of the use case"
+    assert f"At {RequestLimits().waiting:,} that wait" in crowded["annotations"]["runbook"]
