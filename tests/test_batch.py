@@ -228,7 +228,7 @@ def test_a_cluster_that_is_not_there_or_knows_another_version_is_an_error_with_i
     line = ["score", "credit_risk", str(clients), str(tmp_path / "out.parquet"), "--scheduler", "tcp://127.0.0.1:1"]
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
         assert main([*line, "--actor", "cho", "--role", "devops"]) == 2
-    assert "in.parquet was not scored to its end: Timed out trying to connect to tcp://127.0.0.1:1" in capsys.readouterr().out
+    assert "in.parquet was not scored to its end: OSError: Timed out trying to connect to tcp://127.0.0.1:1" in capsys.readouterr().out
     with pytest.raises(batch.BatchError, match=r"has another credit_risk/1 in its workspace; start the workers with the MLOPS_ variables"):
         batch._live_of("credit_risk", "0" * 64)
     monkeypatch.setenv("MLOPS_WORKSPACE", str(tmp_path / "elsewhere"))
