@@ -230,10 +230,10 @@ def test_a_cluster_that_is_not_there_or_knows_another_version_is_an_error_with_i
         assert main([*line, "--actor", "cho", "--role", "devops"]) == 2
     assert "in.parquet was not scored to its end: OSError: Timed out trying to connect to tcp://127.0.0.1:1" in capsys.readouterr().out
     with pytest.raises(batch.BatchError, match=r"has another credit_risk/1 in its workspace; start the workers with the MLOPS_ variables"):
-        batch._live_of("credit_risk", "0" * 64)
+        batch._live_of("credit_risk/1", "0" * 64)
     monkeypatch.setenv("MLOPS_WORKSPACE", str(tmp_path / "elsewhere"))
     with pytest.raises(batch.BatchError, match=r"cannot load credit_risk/1: .*never recorded.*on storage that all share"):
-        batch._live_of("credit_risk", version.manifest)
+        batch._live_of("credit_risk/1", version.manifest)
 
 
 def put(frame):
