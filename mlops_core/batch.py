@@ -165,7 +165,7 @@ _LOADED: dict[str, Live] = {}  # in a worker, the version that it scores with, b
 
 
 def _live_of(subject: str, manifest: str) -> Live:
-    if manifest not in _LOADED:
+    if (live := _LOADED.get(manifest)) is None:
         remedy = "start the workers with the MLOPS_ variables of this command, on storage that all share"
         try:
             loaded = load_model(*subject.split("/"))
@@ -173,9 +173,10 @@ def _live_of(subject: str, manifest: str) -> Live:
             raise BatchError(f"the worker on {socket.gethostname()} cannot load {subject}: {first_line(error)}; {remedy}") from None
         if loaded.manifest != manifest:
             raise BatchError(f"the worker on {socket.gethostname()} has another {subject} in its workspace; {remedy}")
+        live = make_live(loaded, RequestLimits())
         _LOADED.clear()
-        _LOADED[manifest] = make_live(loaded, RequestLimits())
-    return _LOADED[manifest]
+        _LOADED[manifest] = live
+    return live
 
 
 def _score_there(subject: str, manifest: str, batch: pa.RecordBatch, number: int, size: int, pieces: Path, band) -> int:
@@ -232,7 +233,7 @@ def score_file(
             pieces = _resume(folder, plan)
             score = partial(_score_on, scheduler) if scheduler else _score_pieces
             score(live, opened, pieces, size, band)
-            return _finish(live, target, pieces, plan | {"job": pieces.name}, actor, role)
+            return _finish(live, opened.metadata.num_rows, target, pieces, plan | {"job": pieces.name}, actor, role)
     except (OSError, pa.ArrowException) as error:
         said = f"{source.name} was not scored to its end: {first_line(error)}; what is done is kept"
         raise BatchError(f"{said}: mend it and run the same again") from error
@@ -262,11 +263,14 @@ def _opened(source: Path, live: Live) -> pq.ParquetFile:
     return opened
 
 # %% ../nbs/14_batch.ipynb #20ba7fd5
-def _finish(live: Live, target: Path, pieces: Path, plan: dict, actor: str, role: str) -> BatchReport:
+def _finish(live: Live, rows: int, target: Path, pieces: Path, plan: dict, actor: str, role: str) -> BatchReport:
     said = [json.loads(path.read_text()) for path in sorted(pieces.glob("[0-9]*.json"))]
     actions = dict(sum((Counter(one["actions"]) for one in said), Counter()))
     report = BatchReport(live.loaded.subject, target, sum(one["rows"] for one in said), sum(one["rejected"] for one in said), actions)
     answered, rejected = (_join(pieces, kind) for kind in ("answered", "rejected"))
+    found = [pq.read_metadata(path).num_rows if path else 0 for path in (answered, rejected)]
+    if found != [rows - report.rejected, report.rejected]:  # a shared folder may show what other machines wrote a while later
+        raise BatchError(f"{sum(found):,} of {rows:,} rows can be seen in {pieces.parent.name}, so {target.name} is not written; run the same again")
     hashes = {kind: sha256(path) if path else None for kind, path in (("output", answered), ("side_file", rejected))}
     noted = plan | hashes | {"rows": report.rows, "rejected": report.rejected, "actions": actions}
     entries = audit.entries(event="scored", subject=live.loaded.subject)

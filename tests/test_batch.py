@@ -126,6 +126,16 @@ def test_a_kill_costs_one_piece(clients, where, monkeypatch):
     assert len(audit.entries(event="scored")) == entries + 1 and not list(clients.parent.glob("*.pieces"))
 
 
+def test_a_piece_that_cannot_be_seen_is_no_shorter_file(clients, monkeypatch):
+    entries = len(audit.entries(event="scored"))
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "_is_done", lambda pieces, number: number == 3)
+        with pytest.raises(batch.BatchError, match=r"2,600 of 3,000 rows can be seen .* out.parquet is not written; run the same again"):
+            score(clients)
+    assert not clients.with_name("out.parquet").exists() and len(audit.entries(event="scored")) == entries
+    assert score(clients).rows == 3000
+
+
 def test_pieces_of_another_input_or_size_are_not_used(clients):
     pieces = clients.with_name("out.parquet.pieces")
     pieces.mkdir()
