@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from distributed import LocalCluster
+from distributed.scheduler import KilledWorker
 
 from mlops_core import audit, batch, credit, package
 from mlops_core.artifact import sha256
@@ -192,6 +194,36 @@ def test_a_cluster_writes_the_same_bytes_and_one_entry(clients, cluster):
     assert len(known) == 1 and known[0]["output"] == sha256(report.target) and known[0]["rows"] == 3000
 
 
+def fails_late(*words):
+    if words[3] == 12:
+        raise OSError("No space left on device")
+    return batch._score_there(*words)
+
+
+def test_what_a_cluster_has_done_is_kept_and_one_process_goes_on(clients, cluster, monkeypatch):
+    whole = score(clients, size=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "_score_there", fails_late)
+        with pytest.raises(batch.BatchError, match=r"not scored to its end: .*No space left.*run the same again"):
+            spread(cluster, clients)
+    done = len(list(clients.with_name("spread.parquet.pieces").rglob("*.json"))) - 1
+    scored = []
+    monkeypatch.setattr(batch, "score_rows", lambda *words, made=batch.score_rows: scored.append(1) or made(*words))
+    report = score(clients, clients.with_name("spread.parquet"), 100)
+    assert 8 <= done and len(scored) <= 30 - done, "what a worker had begun, it may have ended after the count"
+    assert sha256(report.target) == sha256(whole.target)
+
+
+def kills_each(*_):
+    raise KilledWorker("a piece", SimpleNamespace(address="tcp://gone:1"), 3)
+
+
+def test_a_piece_that_kills_each_worker_is_given_up(clients, cluster, monkeypatch):
+    monkeypatch.setattr(batch, "_score_there", kills_each)
+    with pytest.raises(batch.BatchError, match=r"gave a piece up: .*; what is done is kept: look at its workers and run the same again"):
+        spread(cluster, clients)
+
+
 def dies_once(*words):
     "Score a piece; the worker that has the eighth one for the first time is killed when its answers are written and its note is not."
     pieces, number = next(word for word in words if isinstance(word, Path)), words[3]
@@ -212,26 +244,6 @@ def test_a_worker_that_is_killed_half_way_loses_and_doubles_no_row(clients, clus
     assert sha256(report.target) == sha256(whole.target) and sha256(report.side_file) == sha256(whole.side_file)
     rows = sorted(pd.concat([pd.read_parquet(path) for path in (report.target, report.side_file)])["row"])
     assert rows == list(range(3000)) and audit.verify() == []
-
-
-def fails_late(*words):
-    if words[3] == 12:
-        raise OSError("No space left on device")
-    return batch._score_there(*words)
-
-
-def test_what_a_cluster_has_done_is_kept_and_one_process_goes_on(clients, cluster, monkeypatch):
-    whole = score(clients, size=100)
-    with monkeypatch.context() as patch:
-        patch.setattr(batch, "_score_there", fails_late)
-        with pytest.raises(batch.BatchError, match=r"not scored to its end: .*No space left.*run the same again"):
-            spread(cluster, clients)
-    done = len(list(clients.with_name("spread.parquet.pieces").rglob("*.json"))) - 1
-    scored = []
-    monkeypatch.setattr(batch, "score_rows", lambda *words, made=batch.score_rows: scored.append(1) or made(*words))
-    report = score(clients, clients.with_name("spread.parquet"), 100)
-    assert 8 <= done and len(scored) <= 30 - done, "what a worker had begun, it may have ended after the count"
-    assert sha256(report.target) == sha256(whole.target)
 
 
 def test_a_cluster_that_is_not_there_or_knows_another_version_is_an_error_with_its_remedy(version, clients, tmp_path, monkeypatch, capsys):
