@@ -101,7 +101,7 @@ def main() -> None:
         root, python = Path(scratch) / "root", Path(scratch) / "venv" / "bin" / "python"
         folder = lay_out(root)
         venv.create(python.parents[1], with_pip=True)
-        variables = environment(root, python) | offline | {"TORCH_INDEX": os.environ.get("TORCH_INDEX", "")}
+        variables = environment(root, python) | offline | {"TORCH_INDEX": os.environ.get("TORCH_INDEX", ""), "PIP_QUIET": "1"}
 
         def timed(what, words):
             begin = time.monotonic()
