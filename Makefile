@@ -26,7 +26,9 @@ test: .venv/dev
 
 check: .venv/dev
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest tests/test_house.py
+	$(BIN)/hadolint deploy/Containerfile
+	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes/*.yaml
+	$(BIN)/python -m pytest tests/test_house.py tests/test_deploy.py
 
 bench: .venv/dev
 	$(BIN)/python tests/bench.py

@@ -98,7 +98,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    print(score_file(options.model, options.source, options.target, actor=options.actor, role=options.role))
+    print(score_file(options.model, options.source, options.target, scheduler=options.scheduler, actor=options.actor, role=options.role))
     return 0
 
 
@@ -166,6 +166,7 @@ def _add_service(commands, command, as_somebody) -> None:
     door.add_argument("--no-auth", action="store_true", help="ask for no key; on the loopback address only")
     batch = as_somebody(command(commands, "score", _score, "score a parquet file with the live version", acts=False))
     batch.add_argument("model")
+    batch.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster whose workers share the workspace, as tcp://host:8786")
     batch.add_argument("source", type=Path, metavar="IN.parquet")
     batch.add_argument("target", type=Path, metavar="OUT.parquet", help="rows that cannot be scored go to OUT.rejected.parquet")
     night = as_somebody(command(commands, "lists", _lists, "compute the lists of everybody and store them", acts=False))

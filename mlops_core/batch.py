@@ -10,18 +10,27 @@ import json
 import os
 import secrets
 import shutil
+import socket
 from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import dask
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from distributed import Client, as_completed, wait
+from distributed.scheduler import KilledWorker
+from filelock import FileLock, Timeout
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from . import audit
-from .artifact import sha256
+from .artifact import ArtifactError, sha256
 from .contract import row_faults
 from .govern import load_use_case
 from .log import first_line
@@ -74,36 +83,53 @@ def score_rows(live: Live, table: pa.Table, first: int, band: tuple[float, float
     return through, rejected
 
 # %% ../nbs/14_batch.ipynb #6a902f08
-def _note(path: Path, said: dict) -> None:
-    "Write `said` to `path`, whole or not at all."
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(said))
+def _put(path: Path, write: Callable[[Path], None]) -> None:
+    "Let `write` make the file `path`, whole or not at all, also where two make it at once."
+    part = path.with_suffix(f".{secrets.token_hex(4)}.part")
+    write(part)
     os.replace(part, path)
 
+
+def _note(path: Path, said: dict) -> None:
+    _put(path, lambda part: part.write_text(json.dumps(said)))
+
 # %% ../nbs/14_batch.ipynb #8bcfc0c1
-def _resume(pieces: Path, plan: dict) -> str:
-    "Make the folder `pieces` one for `plan`, keeping what is in it if it was made for the same; returns the job's id."
-    known = pieces / "plan.json"
+def _resume(folder: Path, plan: dict) -> Path:
+    "The place in `folder` for the pieces of `plan`: that of an earlier call for the same, or a new one. What was made for another is thrown away."
+    known = folder / "plan.json"
     before = json.loads(known.read_text()) if known.exists() else {}
     if {name: before.get(name) for name in plan} != plan:
-        shutil.rmtree(pieces, ignore_errors=True)
-        pieces.mkdir()
+        for old in folder.glob("*/"):
+            shutil.rmtree(old, ignore_errors=True)
         before = plan | {"job": secrets.token_hex(6)}
         _note(known, before)
-    return before["job"]
+    pieces = folder / before["job"]  # a worker that is late with a piece of another plan finds no place for it
+    pieces.mkdir(exist_ok=True)
+    return pieces
 
 # %% ../nbs/14_batch.ipynb #a379795f
+def _score_piece(live: Live, batch: pa.RecordBatch, number: int, size: int, pieces: Path, band) -> None:
+    answered, rejected = score_rows(live, pa.Table.from_batches([batch]), number * size, band)
+    for kind, table in (("answered", answered), ("rejected", rejected)):
+        if len(table):
+            _put(pieces / f"{number:06}.{kind}.parquet", lambda part, table=table: pq.write_table(table, part))
+    actions = Counter(answered.column("action").to_pylist()) if "action" in answered.column_names else {}
+    _note(pieces / f"{number:06}.json", {"rows": len(batch), "rejected": len(rejected), "actions": actions})
+
+
+def _is_done(pieces: Path, number: int) -> bool:
+    return (pieces / f"{number:06}.json").exists()
+
+
+def _progress(source: pq.ParquetFile) -> tqdm:
+    return tqdm(total=source.metadata.num_rows, unit=" rows", unit_scale=True, desc="score", disable=None)
+
+
 def _score_pieces(live: Live, source: pq.ParquetFile, pieces: Path, size: int, band) -> None:
-    with tqdm(total=source.metadata.num_rows, unit=" rows", unit_scale=True, desc="score", disable=None) as bar:
+    with _progress(source) as bar, threadpool_limits(1):
         for number, batch in enumerate(source.iter_batches(size)):
-            done = pieces / f"{number:06}.json"
-            if not done.exists():
-                answered, rejected = score_rows(live, pa.Table.from_batches([batch]), number * size, band)
-                for kind, table in (("answered", answered), ("rejected", rejected)):
-                    if len(table):
-                        pq.write_table(table, pieces / f"{number:06}.{kind}.parquet")
-                actions = Counter(answered.column("action").to_pylist()) if "action" in answered.column_names else {}
-                _note(done, {"rows": len(batch), "rejected": len(rejected), "actions": actions})
+            if not _is_done(pieces, number):
+                _score_piece(live, batch, number, size, pieces, band)
             bar.update(len(batch))
 
 # %% ../nbs/14_batch.ipynb #f62bc5e3
@@ -118,17 +144,83 @@ def _join(pieces: Path, kind: str) -> Path | None:
             writer.write_table(pq.read_table(piece))
     return whole
 
+# %% ../nbs/14_batch.ipynb #d4500002
+@contextmanager
+def _alone(target: Path) -> Iterator[Path]:
+    "The folder for the pieces of `target`, for one process at a time; raises `BatchError` for the second."
+    folder = target.with_name(f"{target.name}.pieces").resolve()
+    folder.mkdir(exist_ok=True)
+    lock = FileLock(folder / "lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BatchError(f"{target} is being written by another process; wait until it has ended, or name another file") from None
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+# %% ../nbs/14_batch.ipynb #d4500005
+_LOADED: dict[str, Live] = {}  # in a worker, the version that it scores with, by manifest
+
+
+def _live_of(subject: str, manifest: str) -> Live:
+    if (live := _LOADED.get(manifest)) is None:
+        remedy = "start the workers with the MLOPS_ variables of this command, on storage that all share"
+        try:
+            loaded = load_model(*subject.split("/"))
+        except (ArtifactError, OSError) as error:
+            raise BatchError(f"the worker on {socket.gethostname()} cannot load {subject}: {first_line(error)}; {remedy}") from None
+        if loaded.manifest != manifest:
+            raise BatchError(f"the worker on {socket.gethostname()} has another {subject} in its workspace; {remedy}")
+        live = make_live(loaded, RequestLimits())
+        _LOADED.clear()
+        _LOADED[manifest] = live
+    return live
+
+
+def _score_there(subject: str, manifest: str, batch: pa.RecordBatch, number: int, size: int, pieces: Path, band) -> int:
+    "Score one piece in a worker of a cluster; returns its number of rows."
+    with threadpool_limits(1):
+        _score_piece(_live_of(subject, manifest), batch, number, size, pieces, band)
+    return len(batch)
+
+# %% ../nbs/14_batch.ipynb #d4500007
+def _score_on(scheduler: str, live: Live, source: pq.ParquetFile, pieces: Path, size: int, band) -> None:
+    "What `_score_pieces` does, by the workers of the Dask cluster at `scheduler`."
+    large = {"distributed.admin.large-graph-warning-threshold": "1GB"}  # a piece goes out with its task, so that it can go out again
+    with dask.config.set(large), Client(scheduler) as client, _progress(source) as bar:
+        client.wait_for_workers(1, timeout=60)
+        out, most = set(), 2 * sum(client.nthreads().values())
+        try:
+            for number, batch in enumerate(source.iter_batches(size)):
+                if _is_done(pieces, number):
+                    bar.update(len(batch))
+                    continue
+                words = (live.loaded.subject, live.loaded.manifest, batch, number, size, pieces, band)
+                out.add(client.submit(_score_there, *words, pure=False))
+                if len(out) >= most:
+                    back, out = wait(out, return_when="FIRST_COMPLETED")
+                    bar.update(sum(piece.result() for piece in back))
+            for piece in as_completed(out):
+                bar.update(piece.result())
+        except (KilledWorker, CancelledError) as error:
+            said = f"the cluster at {scheduler} gave a piece up: {first_line(error)}; what is done is kept"
+            raise BatchError(f"{said}: look at its workers and run the same again") from error
+
 # %% ../nbs/14_batch.ipynb #4ea7afcd
-def score_file(name: str, source: Path, target: Path, size: int = 100_000, *, actor: str, role: str) -> BatchReport:
+def score_file(
+    name: str, source: Path, target: Path, size: int = 100_000, scheduler: str | None = None, *, actor: str, role: str
+) -> BatchReport:
     """Score the parquet file `source` with the live version of the model `name` into the new file `target`, in pieces of `size` rows.
 
-    Goes on where an earlier call with the same input and version was cut off. A terminal shows a progress bar. Raises `BatchError` for a file
-    that cannot be scored, `ArtifactError` where no version is live, `GovernanceError` for a person who may not act.
+    With a `scheduler` (an address as tcp://host:8786) the workers of that Dask cluster score the pieces. Goes on where an earlier call with the
+    same input and version was cut off. A terminal shows a progress bar. Raises `BatchError` for a file that cannot be scored or that another
+    process writes, `ArtifactError` where no version is live, `GovernanceError` for a person who may not act.
     """
     acting(actor, role)
     source, target = Path(source), Path(target)
-    if target.exists():
-        raise BatchError(f"{target} exists and is not written over; name another file, or remove it")
+    _refuse_existing(target)
     loaded, band = load_model(name), load_use_case(name).review_band
     if key := facts(loaded.folder)["request_key"]:
         raise BatchError(f"a request to {name} is more than one row of a table (they share the column {key}); files are scored for models of rows, "
@@ -137,14 +229,20 @@ def score_file(name: str, source: Path, target: Path, size: int = 100_000, *, ac
         live = make_live(loaded, RequestLimits())
         opened = _opened(source, live)
         plan = {"input": sha256(source), "manifest": loaded.manifest, "size": size}
-        pieces = target.with_name(f"{target.name}.pieces")
-        job = _resume(pieces, plan)
-        with threadpool_limits(1):
-            _score_pieces(live, opened, pieces, size, band)
-        return _finish(live, target, pieces, plan | {"job": job}, actor, role)
+        with _alone(target) as folder:
+            _refuse_existing(target)  # another may have ended meanwhile
+            pieces = _resume(folder, plan)
+            score = partial(_score_on, scheduler) if scheduler else _score_pieces
+            score(live, opened, pieces, size, band)
+            return _finish(live, opened.metadata.num_rows, target, pieces, plan | {"job": pieces.name}, actor, role)
     except (OSError, pa.ArrowException) as error:
         said = f"{source.name} was not scored to its end: {first_line(error)}; what is done is kept"
         raise BatchError(f"{said}: mend it and run the same again") from error
+
+
+def _refuse_existing(target: Path) -> None:
+    if target.exists():
+        raise BatchError(f"{target} exists and is not written over; name another file, or remove it")
 
 # %% ../nbs/14_batch.ipynb #ef918d7d
 def _opened(source: Path, live: Live) -> pq.ParquetFile:
@@ -166,11 +264,14 @@ def _opened(source: Path, live: Live) -> pq.ParquetFile:
     return opened
 
 # %% ../nbs/14_batch.ipynb #20ba7fd5
-def _finish(live: Live, target: Path, pieces: Path, plan: dict, actor: str, role: str) -> BatchReport:
+def _finish(live: Live, rows: int, target: Path, pieces: Path, plan: dict, actor: str, role: str) -> BatchReport:
     said = [json.loads(path.read_text()) for path in sorted(pieces.glob("[0-9]*.json"))]
     actions = dict(sum((Counter(one["actions"]) for one in said), Counter()))
     report = BatchReport(live.loaded.subject, target, sum(one["rows"] for one in said), sum(one["rejected"] for one in said), actions)
     answered, rejected = (_join(pieces, kind) for kind in ("answered", "rejected"))
+    found = [pq.read_metadata(path).num_rows if path else 0 for path in (answered, rejected)]
+    if found != [rows - report.rejected, report.rejected]:  # a shared folder may show what other machines wrote a while later
+        raise BatchError(f"{sum(found):,} of {rows:,} rows can be seen in {pieces.parent.name}, so {target.name} is not written; run the same again")
     hashes = {kind: sha256(path) if path else None for kind, path in (("output", answered), ("side_file", rejected))}
     noted = plan | hashes | {"rows": report.rows, "rejected": report.rejected, "actions": actions}
     entries = audit.entries(event="scored", subject=live.loaded.subject)
@@ -179,8 +280,8 @@ def _finish(live: Live, target: Path, pieces: Path, plan: dict, actor: str, role
     if rejected:
         os.replace(rejected, report.side_file)
     if not answered:
-        shutil.rmtree(pieces)
+        shutil.rmtree(pieces.parent, ignore_errors=True)
         raise BatchError(f"not one of {report.rows:,} rows keeps the contract; {report.side_file} says why")
     os.replace(answered, target)
-    shutil.rmtree(pieces)
+    shutil.rmtree(pieces.parent, ignore_errors=True)  # where a lock cannot be removed while it is held, it stays
     return report

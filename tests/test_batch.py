@@ -5,12 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
+import dask
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from distributed import LocalCluster
+from distributed.scheduler import KilledWorker
 
 from mlops_core import audit, batch, credit, package
 from mlops_core.artifact import sha256
@@ -122,12 +128,134 @@ def test_a_kill_costs_one_piece(clients, where, monkeypatch):
     assert len(audit.entries(event="scored")) == entries + 1 and not list(clients.parent.glob("*.pieces"))
 
 
+def test_a_piece_that_cannot_be_seen_is_no_shorter_file(clients, monkeypatch):
+    entries = len(audit.entries(event="scored"))
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "_is_done", lambda pieces, number: number == 3)
+        with pytest.raises(batch.BatchError, match=r"2,600 of 3,000 rows can be seen .* out.parquet is not written; run the same again"):
+            score(clients)
+    assert not clients.with_name("out.parquet").exists() and len(audit.entries(event="scored")) == entries
+    assert score(clients).rows == 3000
+
+
 def test_pieces_of_another_input_or_size_are_not_used(clients):
     pieces = clients.with_name("out.parquet.pieces")
     pieces.mkdir()
     (pieces / "plan.json").write_text('{"input": "another", "job": "x"}')
     (pieces / "000000.json").write_text('{"rows": 400, "rejected": 0, "actions": {}}')
     assert score(clients).rows == 3000 and pq.read_metadata(clients.with_name("out.parquet")).num_rows == 2995
+
+
+BUSY = """
+import pathlib, sys, time
+from mlops_core import batch
+def for_ever(*words):
+    pathlib.Path(sys.argv[3]).touch()
+    time.sleep(600)
+batch.score_rows = for_ever
+batch.score_file("credit_risk", sys.argv[1], sys.argv[2], 400, actor="cho", role="devops")
+"""
+
+
+def test_of_two_processes_that_write_one_file_the_second_is_refused_and_a_kill_leaves_no_lock(clients):
+    busy = clients.with_name("busy")
+    other = subprocess.Popen([sys.executable, "-c", BUSY, clients, clients.with_name("out.parquet"), busy])
+    try:
+        while not busy.exists():
+            assert other.poll() is None
+            time.sleep(0.05)
+        with pytest.raises(batch.BatchError, match=r"out\.parquet is being written by another process; wait"):
+            score(clients)
+        score(clients, clients.with_name("free.parquet"))
+    finally:
+        other.kill()
+        other.wait()
+    assert score(clients).rows == 3000 and not list(clients.parent.glob("out.parquet.pieces"))
+
+
+@pytest.fixture(scope="module")
+def cluster(version):
+    "A Dask cluster of two processes, each with one thread."
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as made:
+        yield made
+
+
+def spread(cluster, clients, size=100):
+    return score(clients, clients.with_name("spread.parquet"), size, scheduler=cluster.scheduler_address)
+
+
+def test_a_cluster_writes_the_same_bytes_and_one_entry(clients, cluster):
+    whole = score(clients, size=100)
+    entries = len(audit.entries(event="scored"))
+    report = spread(cluster, clients)
+    assert (report.rows, report.rejected, report.actions) == (whole.rows, whole.rejected, whole.actions)
+    assert [sha256(path) for path in (report.target, report.side_file)] == [sha256(path) for path in (whole.target, whole.side_file)]
+    known = audit.entries(event="scored").iloc[entries:]["payload"].tolist()
+    assert len(known) == 1 and known[0]["output"] == sha256(report.target) and known[0]["rows"] == 3000
+
+
+def fails_late(*words):
+    if words[3] == 12:
+        raise OSError("No space left on device")
+    return batch._score_there(*words)
+
+
+def test_what_a_cluster_has_done_is_kept_and_one_process_goes_on(clients, cluster, monkeypatch):
+    whole = score(clients, size=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "_score_there", fails_late)
+        with pytest.raises(batch.BatchError, match=r"not scored to its end: .*No space left.*run the same again"):
+            spread(cluster, clients)
+    done = len(list(clients.with_name("spread.parquet.pieces").rglob("*.json"))) - 1
+    scored = []
+    monkeypatch.setattr(batch, "score_rows", lambda *words, made=batch.score_rows: scored.append(1) or made(*words))
+    report = score(clients, clients.with_name("spread.parquet"), 100)
+    assert 8 <= done and len(scored) <= 30 - done, "what a worker had begun, it may have ended after the count"
+    assert sha256(report.target) == sha256(whole.target)
+
+
+def kills_each(*_):
+    raise KilledWorker("a piece", SimpleNamespace(address="tcp://gone:1"), 3)
+
+
+def test_a_piece_that_kills_each_worker_is_given_up(clients, cluster, monkeypatch):
+    monkeypatch.setattr(batch, "_score_there", kills_each)
+    with pytest.raises(batch.BatchError, match=r"gave a piece up: .*; what is done is kept: look at its workers and run the same again"):
+        spread(cluster, clients)
+
+
+def dies_once(*words):
+    "Score a piece; the worker that has the eighth one for the first time is killed when its answers are written and its note is not."
+    pieces, number = next(word for word in words if isinstance(word, Path)), words[3]
+    died = pieces.parent.parent / "died"
+    if number == 7 and not died.exists():
+        died.touch()
+        batch._note = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    return batch._score_there(*words)
+
+
+def test_a_worker_that_is_killed_half_way_loses_and_doubles_no_row(clients, cluster, monkeypatch):
+    whole, before = score(clients, size=100), {worker.pid for worker in cluster.workers.values()}
+    score_there = batch._score_there
+    monkeypatch.setattr(batch, "_score_there", dies_once)
+    report = spread(cluster, clients)
+    monkeypatch.setattr(batch, "_score_there", score_there)
+    assert clients.with_name("died").exists() and {worker.pid for worker in cluster.workers.values()} != before
+    assert sha256(report.target) == sha256(whole.target) and sha256(report.side_file) == sha256(whole.side_file)
+    rows = sorted(pd.concat([pd.read_parquet(path) for path in (report.target, report.side_file)])["row"])
+    assert rows == list(range(3000)) and audit.verify() == []
+
+
+def test_a_cluster_that_is_not_there_or_knows_another_version_is_an_error_with_its_remedy(version, clients, tmp_path, monkeypatch, capsys):
+    line = ["score", "credit_risk", str(clients), str(tmp_path / "out.parquet"), "--scheduler", "tcp://127.0.0.1:1"]
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        assert main([*line, "--actor", "cho", "--role", "devops"]) == 2
+    assert "in.parquet was not scored to its end: OSError: Timed out trying to connect to tcp://127.0.0.1:1" in capsys.readouterr().out
+    with pytest.raises(batch.BatchError, match=r"has another credit_risk/1 in its workspace; start the workers with the MLOPS_ variables"):
+        batch._live_of("credit_risk/1", "0" * 64)
+    monkeypatch.setenv("MLOPS_WORKSPACE", str(tmp_path / "elsewhere"))
+    with pytest.raises(batch.BatchError, match=r"cannot load credit_risk/1: .*never recorded.*on storage that all share"):
+        batch._live_of("credit_risk/1", version.manifest)
 
 
 def put(frame):
@@ -166,7 +294,7 @@ def test_a_file_that_breaks_off_keeps_what_is_done(tmp_path):
     (tmp_path / "in.parquet").write_bytes(content)
     with pytest.raises(batch.BatchError, match=r"not scored to its end.*run the same again"):
         score(tmp_path / "in.parquet", size=500)
-    assert len(list((tmp_path / "out.parquet.pieces").glob("*.answered.parquet"))) == 5
+    assert len(list((tmp_path / "out.parquet.pieces").rglob("*.answered.parquet"))) == 5
 
 
 def test_nothing_is_written_over_and_only_who_may_acts(clients):

@@ -209,7 +209,7 @@ def test_settings_and_pyproject_agree():
 
 @pytest.mark.parametrize("word", ["pypi.org", "pythonhosted", "/work/", "/root/"])
 def test_project_names_no_registry_and_no_machine(word):
-    patterns = "*.md *.toml *.lock Makefile *.ini data/*.py data/*/* mlops_core/*.py nbs/**/*.ipynb nbs/templates/* .github/**/*.yml"
+    patterns = "*.md *.toml *.lock Makefile *.ini data/*.py data/*/* mlops_core/*.py nbs/**/*.ipynb nbs/templates/* .github/**/*.yml deploy/**/*"
     for pattern in patterns.split():
         for path in HOME.glob(pattern):
             if path.suffix != ".parquet" and path.is_file():
