@@ -28,7 +28,19 @@ from .traffic import place
 class ABRefused(RuntimeError):
     "A result that is not given, because it would mislead; the message says why."
 
-# %% ../nbs/12_trial.ipynb #7655cc2e
+# %% ../nbs/12_trial.ipynb #a181eeb4
+_RULES = {
+    "ramp must rise, between 0 and 1": lambda plan: plan.ramp and all(low < high for low, high in zip((0, *plan.ramp), (*plan.ramp, 1), strict=True)),
+    "days must be whole weeks, for the days of a week differ": lambda plan: plan.days > 0 and plan.days % 7 == 0,
+    "ramp_days must be 1 or more": lambda plan: plan.ramp_days >= 1,
+    "alpha and power must lie between 0 and 1": lambda plan: 0 < plan.alpha < 1 and 0 < plan.power < 1,
+    "smallest_effect and subjects must be above 0": lambda plan: plan.smallest_effect > 0 and plan.subjects > 0,
+    "champion and challenger must differ": lambda plan: plan.champion != plan.challenger,
+    "name, model and metric must be there": lambda plan: all((plan.name, plan.model, plan.metric)),
+    "start must be a day, as in 2026-03-02": lambda plan: re.fullmatch(r"\d{4}-\d\d-\d\d", plan.start),
+}
+
+# %% ../nbs/12_trial.ipynb #70f615c8
 @dataclass(frozen=True)
 class Plan:
     """What is compared, on whom, how long and on what number; `start` is a day (UTC).
@@ -52,18 +64,7 @@ class Plan:
     power: float = 0.8
 
     def __post_init__(self):
-        shares = [0, *self.ramp, 1]
-        rules = {
-            "ramp must rise, between 0 and 1": len(shares) > 2 and all(low < high for low, high in zip(shares, shares[1:], strict=False)),
-            "days must be whole weeks, for the days of a week differ": self.days > 0 and self.days % 7 == 0,
-            "ramp_days must be 1 or more": self.ramp_days >= 1,
-            "alpha and power must lie between 0 and 1": 0 < self.alpha < 1 and 0 < self.power < 1,
-            "smallest_effect and subjects must be above 0": self.smallest_effect > 0 and self.subjects > 0,
-            "champion and challenger must differ": self.champion != self.challenger,
-            "name, model and metric must be there": all((self.name, self.model, self.metric)),
-            "start must be a day, as in 2026-03-02": bool(re.fullmatch(r"\d{4}-\d\d-\d\d", self.start)),
-        }
-        if broken := [rule for rule, holds in rules.items() if not holds]:
+        if broken := [rule for rule, holds in _RULES.items() if not holds(self)]:
             raise ABError(f"plan {self.name}: {'; '.join(broken)}; correct the plan")
 
     @property
@@ -76,7 +77,7 @@ class Plan:
         "When the experiment is over (UTC)."
         return self.measured_from + pd.Timedelta(days=self.days)
 
-# %% ../nbs/12_trial.ipynb #c07b648f
+# %% ../nbs/12_trial.ipynb #c7a0c924
 def write_plan(plan: Plan, path: Path) -> Path:
     "Write `plan` as a TOML file at `path`, which must not be there yet; returns the path."
     with open(path, "x", encoding="utf-8", newline="\n") as file:
@@ -92,7 +93,7 @@ def read_plan(path: Path) -> Plan:
     except TypeError as error:
         raise ABError(f"{Path(path).name}: {str(error).replace('Plan.__init__() ', '')}; a plan has {', '.join(Plan.__dataclass_fields__)}") from None
 
-# %% ../nbs/12_trial.ipynb #90983f9f
+# %% ../nbs/12_trial.ipynb #5695f860
 def _planned(plan: Plan) -> pd.DataFrame:
     rows = audit.entries(plan.model, event="ab_planned")
     return rows[[payload["plan"] == plan.name for payload in rows["payload"]]]
@@ -113,7 +114,7 @@ def register_plan(path: Path, *, actor: str, role: str) -> Plan:
     audit.append("ab_planned", f"{plan.model}/{plan.challenger}", noted, actor=actor, role=role)
     return plan
 
-
+# %% ../nbs/12_trial.ipynb #e9fce1be
 def registered_plan(path: Path) -> tuple[Plan, pd.Timestamp]:
     "The plan at `path` and when it was registered; raises `ABRefused` if it never was, or is not the same file any more."
     plan = read_plan(path)
@@ -125,7 +126,7 @@ def registered_plan(path: Path) -> tuple[Plan, pd.Timestamp]:
         raise ABRefused(f"{Path(path).name} was changed after it was registered (entry {first['number']}); put back the file of that time")
     return plan, pd.Timestamp(first["time"])
 
-# %% ../nbs/12_trial.ipynb #1c3b14c3
+# %% ../nbs/12_trial.ipynb #ce84225a
 def share_at(plan: Plan, moment=None) -> float:
     "The challenger's share at a `moment` (UTC; now); 0 before the start and after the end."
     moment = pd.Timestamp(core.now() if moment is None else moment)
@@ -141,7 +142,7 @@ def assign(plan: Plan, subjects, share: float | None = None) -> np.ndarray:
     share = share_at(plan) if share is None else share
     return np.array([place(subject, f"ab/{plan.model}/{plan.name}") < share for subject in subjects], dtype=bool)
 
-# %% ../nbs/12_trial.ipynb #e32593c8
+# %% ../nbs/12_trial.ipynb #7c87c8ec
 def exposed(plan: Plan) -> pd.DataFrame:
     "Who was answered while it was measured, from the prediction log: subject, group (champion, challenger or both), first_at (UTC)."
     rows = joined(plan.model, core.now())
@@ -151,7 +152,7 @@ def exposed(plan: Plan) -> pd.DataFrame:
     met = rows["group"].agg(lambda groups: groups.iloc[0] if groups.nunique() == 1 else "both")
     return pd.DataFrame({"group": met, "first_at": rows["time"].min()}).reset_index()
 
-# %% ../nbs/12_trial.ipynb #7fb5ae8f
+# %% ../nbs/12_trial.ipynb #c8cd7f01
 CROSSOVER_LIMIT = 0.01  # so many subjects may have met the wrong version, as when the challenger failed and the champion answered
 
 
@@ -173,7 +174,7 @@ def _fit_units(plan: Plan, planned_at: pd.Timestamp, units: pd.DataFrame) -> np.
                         "was not kept; mend it and start again under a new name")  # fmt: skip
     return assigned
 
-
+# %% ../nbs/12_trial.ipynb #1b2c3ef3
 def _ratio_or_refuse(plan: Plan, assigned: np.ndarray) -> float:
     p_value = sample_ratio(int(assigned.sum()), int((~assigned).sum()), plan.ramp[-1])
     if p_value < SRM_LIMIT:
@@ -182,11 +183,17 @@ def _ratio_or_refuse(plan: Plan, assigned: np.ndarray) -> float:
                         "were lost, and start again under a new name")  # fmt: skip
     return p_value
 
-# %% ../nbs/12_trial.ipynb #976b5c4a
+# %% ../nbs/12_trial.ipynb #f739beec
 def _verdict(low: float, high: float, open_end: str) -> str:
     return "better" if low > 0 else "worse" if high < 0 else open_end
 
 
+_NAMES = {
+    "control": "champion", "treatment": "challenger", "effect_size": "effect", "effect_size_ci_lower": "low", "effect_size_ci_upper": "high",
+    "rel_effect_size": "relative", "rel_effect_size_ci_lower": "relative_low", "rel_effect_size_ci_upper": "relative_high", "pvalue": "p_value",
+}  # fmt: skip
+
+# %% ../nbs/12_trial.ipynb #5718b421
 def analyse(path: Path, units: pd.DataFrame, *, actor: str, role: str) -> pd.DataFrame:
     """The result of the experiment planned at `path`, once it is over, from `units`: subject, group, first_at, metric, covariate.
 
@@ -203,17 +210,14 @@ def analyse(path: Path, units: pd.DataFrame, *, actor: str, role: str) -> pd.Dat
     test = {"alpha": plan.alpha, "confidence_level": 1 - plan.alpha}
     metrics = {"plain": tt.Mean(plan.metric, **test)} | ({"CUPED": tt.Mean(plan.metric, plan.covariate, **test)} if plan.covariate else {})
     found = tt.Experiment(metrics).analyze(units.assign(variant=assigned.astype(int)))
-    names = {"control": "champion", "treatment": "challenger", "effect_size": "effect", "effect_size_ci_lower": "low", "effect_size_ci_upper": "high",
-             "rel_effect_size": "relative", "rel_effect_size_ci_lower": "relative_low", "rel_effect_size_ci_upper": "relative_high",
-             "pvalue": "p_value"}  # fmt: skip
-    table = pd.DataFrame([{"estimate": kind} | {new: float(found[kind]._asdict()[old]) for old, new in names.items()} for kind in metrics])
+    table = pd.DataFrame([{"estimate": kind} | {new: float(found[kind]._asdict()[old]) for old, new in _NAMES.items()} for kind in metrics])
     verdicts = [_verdict(row.low, row.high, "no difference found") for row in table.itertuples()]
     table = table.assign(subjects=len(units), sample_ratio=ratio, verdict=verdicts)
     noted = {"plan": plan.name, "result": core.plain(table.iloc[-1].to_dict())}
     audit.append("ab_result", f"{plan.model}/{plan.challenger}", noted, actor=actor, role=role)
     return table
 
-# %% ../nbs/12_trial.ipynb #4720848e
+# %% ../nbs/12_trial.ipynb #dd51670f
 def peek(path: Path, units: pd.DataFrame) -> pd.DataFrame:
     """What holds so far, at however many looks: effect, low, high (asymptotic confidence sequence, plain and CUPED), relative too, and verdict.
 
