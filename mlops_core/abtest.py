@@ -55,7 +55,7 @@ def differences(assigned: np.ndarray, value, covariate=None) -> pd.DataFrame:
     effect = means[0] - means[1]
     return pd.DataFrame({"effect": effect, "error": error, "degrees": degrees, "p_value": 2 * stats.t.sf(np.abs(effect) / error, degrees)})
 
-# %% ../nbs/12_abtest.ipynb #09a91ed1
+# %% ../nbs/12_abtest.ipynb #6374f51b
 def sequence_width(error, n, tuning: int, alpha: float = 0.05):
     """Half-width of an asymptotic confidence sequence around an estimate with standard `error` from `n` subjects.
 
@@ -66,7 +66,7 @@ def sequence_width(error, n, tuning: int, alpha: float = 0.05):
     spread = np.asarray(n) * rho
     return np.asarray(error) * np.sqrt(2 * (spread + 1) / spread * np.log(np.sqrt(spread + 1) / alpha))
 
-# %% ../nbs/12_abtest.ipynb #3a6b3a89
+# %% ../nbs/12_abtest.ipynb #f1e4df3b
 def durations(daily: pd.DataFrame, effect: float, weeks=(1, 2, 4, 8), *, before_days: int = 56, ramp_days: int = 14, share: float = 0.5,
               alpha: float = 0.05, power: float = 0.8) -> pd.DataFrame:  # fmt: skip
     """What an experiment of so many `weeks` could see, from the last ones of `daily` (subjects by days).
@@ -89,7 +89,7 @@ def durations(daily: pd.DataFrame, effect: float, weeks=(1, 2, 4, 8), *, before_
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/12_abtest.ipynb #2baf5f55
+# %% ../nbs/12_abtest.ipynb #86c1b403
 SRM_LIMIT = 0.001  # a p-value of the sample ratio under this blocks the result
 
 

@@ -6,10 +6,9 @@
 __all__ = ['CROSSOVER_LIMIT', 'ABRefused', 'Plan', 'write_plan', 'read_plan', 'register_plan', 'registered_plan', 'share_at',
            'assign', 'exposed', 'analyse', 'peek']
 
-# %% ../nbs/12_trial.ipynb #9ccde2ad
+# %% ../nbs/12_trial.ipynb #15e46634
 import hashlib
 import json
-import re
 import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ _RULES = {
     "smallest_effect and subjects must be above 0": lambda plan: plan.smallest_effect > 0 and plan.subjects > 0,
     "champion and challenger must differ": lambda plan: plan.champion != plan.challenger,
     "name, model and metric must be there": lambda plan: all((plan.name, plan.model, plan.metric)),
-    "start must be a day, as in 2026-03-02": lambda plan: re.fullmatch(r"\d{4}-\d\d-\d\d", plan.start),
+    "start must be a day, as in 2026-03-02": lambda plan: pd.notna(pd.to_datetime(plan.start, format="%Y-%m-%d", errors="coerce")),
 }
 
 # %% ../nbs/12_trial.ipynb #70f615c8

@@ -137,3 +137,25 @@ def test_a_day_without_a_sale_and_a_household_that_paused_are_nought():
     frame = pd.DataFrame({"who": [1, 2, 1], "when": when, "paid": [1.0, 2.0, 3.0]})
     table = daily_totals(frame, "who", "when", "paid")
     assert table.to_numpy().tolist() == [[1, 0, 3], [2, 0, 0]]
+
+
+def test_a_placebo_unmasks_the_lift_of_a_real_campaign(daily):
+    grocery = load_dataset("grocery")
+    campaigns, described = grocery.tables["campaigns"], grocery.tables["campaign_descriptions"].set_index("campaign_id")
+    began = described.loc[13, "start_date"]
+    reached = daily.index.isin(campaigns.query("campaign_id == 13")["household_id"])
+    after, before = window(daily, began, 28), window(daily, began - pd.Timedelta(days=28), 28)
+    lift, placebo = (revenue[reached].mean() / revenue[~reached].mean() - 1 for revenue in (after, before))
+    change = (after - before)[reached].mean() - (after - before)[~reached].mean()
+    assert [round(100 * number) for number in (lift, placebo, change / after[~reached].mean())] == [217, 220, -6]
+
+
+def test_a_basket_is_no_case_of_its_own(splits, daily):
+    frame = load_dataset("grocery").table
+    inside = frame[frame["transaction_timestamp"].between(START, "2017-07-17", inclusive="left")]
+    totals = inside.groupby(["household_id", "basket_id"])["sales_value"].sum()
+    baskets = pd.DataFrame({"n": 1, "total": totals, "squares": totals**2}).groupby("household_id").sum().reindex(daily.index, fill_value=0)
+    sums = [side.astype(float) @ baskets.to_numpy() for side in (splits, ~splits)]
+    means = [side[:, 1] / side[:, 0] for side in sums]
+    error = np.sqrt(sum((side[:, 2] / side[:, 0] - mean**2) / side[:, 0] for side, mean in zip(sums, means, strict=True)))
+    assert np.mean(np.abs(means[0] - means[1]) > stats.norm.isf(0.025) * error) == pytest.approx(0.19, abs=0.03)
