@@ -167,6 +167,7 @@ def lost_challengers(units):
     [(lost_challengers, ABRefused, "sample ratio mismatch"),
      (lambda units: units.assign(group=units["group"].to_numpy()[::-1]), ABRefused, "met another version"),
      (lambda units: units.assign(first_at=units["first_at"].where(units.index > 0, pd.Timestamp("2030-02-01"))), ABRefused, "before plan spring"),
+     (lambda units: units.head(150), ABRefused, "each side needs 100 subjects"), (lambda units: units.head(0), ABRefused, "each side needs 100"),
      (lambda units: pd.concat([units, units.head(5)]), ABError, "5 rows repeat a subject"),
      (lambda units: units.drop(columns="earlier"), ABError, "lacks earlier"),
      (lambda units: units.assign(revenue=units["revenue"].where(units["revenue"] > 20)), ABError, "nobody is dropped")],
@@ -177,6 +178,15 @@ def test_what_would_mislead_is_refused_with_its_reason_at_the_end_and_at_a_look(
         with pytest.raises(error, match=reason):
             read()
     assert audit.entries(event="ab_result").empty
+
+
+def test_without_a_covariate_the_plain_estimate_counts(workspace, tmp_path, clock):
+    clock("2030-03-01")
+    path = write_plan(dataclasses.replace(PLAN, covariate=""), tmp_path / "plain.toml")
+    register_plan(path, **WHO)
+    clock("2030-04-01")
+    units = households(10.0).drop(columns="earlier")
+    assert analyse(path, units, **WHO)["estimate"].tolist() == peek(path, units)["estimate"].tolist() == ["plain"]
 
 
 def test_a_few_whom_the_champion_had_to_answer_stay_where_the_lot_put_them(registered):
