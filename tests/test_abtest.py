@@ -15,8 +15,13 @@ START, SPLITS = "2017-07-03", 2000
 
 
 @pytest.fixture(scope="module")
-def daily():
-    return daily_totals(load_dataset("grocery").table, "household_id", "transaction_timestamp", "sales_value")
+def grocery():
+    return load_dataset("grocery")
+
+
+@pytest.fixture(scope="module")
+def daily(grocery):
+    return daily_totals(grocery.table, "household_id", "transaction_timestamp", "sales_value")
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +144,7 @@ def test_a_day_without_a_sale_and_a_household_that_paused_are_nought():
     assert table.to_numpy().tolist() == [[1, 0, 3], [2, 0, 0]]
 
 
-def test_a_placebo_unmasks_the_lift_of_a_real_campaign(daily):
-    grocery = load_dataset("grocery")
+def test_a_placebo_unmasks_the_lift_of_a_real_campaign(grocery, daily):
     campaigns, described = grocery.tables["campaigns"], grocery.tables["campaign_descriptions"].set_index("campaign_id")
     began = described.loc[13, "start_date"]
     reached = daily.index.isin(campaigns.query("campaign_id == 13")["household_id"])
@@ -150,8 +154,8 @@ def test_a_placebo_unmasks_the_lift_of_a_real_campaign(daily):
     assert [round(100 * number) for number in (lift, placebo, change / after[~reached].mean())] == [217, 220, -6]
 
 
-def test_a_basket_is_no_case_of_its_own(splits, daily):
-    frame = load_dataset("grocery").table
+def test_a_basket_is_no_case_of_its_own(grocery, splits, daily):
+    frame = grocery.table
     inside = frame[frame["transaction_timestamp"].between(START, "2017-07-17", inclusive="left")]
     totals = inside.groupby(["household_id", "basket_id"])["sales_value"].sum()
     baskets = pd.DataFrame({"n": 1, "total": totals, "squares": totals**2}).groupby("household_id").sum().reindex(daily.index, fill_value=0)

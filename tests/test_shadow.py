@@ -94,14 +94,14 @@ def test_two_that_agree_differ_nowhere():
 
 
 def test_early_outcomes_mislead_and_mature_ones_do_not():
-    both = frame(6000)
+    both = frame(3000)
     known_at = both["time"] + pd.to_timedelta(np.where(both["value"] == 1, 5, 90), unit="D")
     cut = pd.Timestamp("2026-09-14")
     so_far = both.assign(value=both["value"].where(known_at <= cut))
     truth = compare_outcomes(both, "p", brier, "90 days", "2027-01-01").iloc[0]
     found = compare_outcomes(so_far, "p", brier, "90 days", cut).iloc[0]
     everything_so_far = compare_outcomes(so_far, "p", brier, "0 days", cut).iloc[0]
-    assert found["low"] < truth["value"] < found["high"] < 0 and found["mature"] == 3200 and found["unknown"] == 0
+    assert found["low"] < truth["value"] < found["high"] < 0 and found["mature"] == 1600 and found["unknown"] == 0
     assert abs(everything_so_far["champion"] - truth["champion"]) > 4 * abs(found["champion"] - truth["champion"])
 
 
