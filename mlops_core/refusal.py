@@ -15,8 +15,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 # %% ../nbs/13_refusal.ipynb #371f7490
 TITLES = {400: "not HTTP", 401: "no valid key", 403: "the key does not allow this", 404: "there is no such door", 408: "too slow",
-          409: "another request had this id", 413: "too large", 422: "the request breaks the contract", 429: "too many requests", 431: "too large a head",
-          503: "not available now"}  # fmt: skip
+          409: "another request had this id", 413: "too large", 422: "the request breaks the contract", 429: "too many requests",
+          431: "too large a head", 503: "not available now"}  # fmt: skip
 
 
 def _written(status: int, detail: str) -> bytes:
