@@ -147,6 +147,7 @@ def small_multiples(table: pd.DataFrame, varied: list[str], item: dict) -> Figur
             axis.set_xscale("log")
         axis.set_xticks(sorted(levels) if numeric else range(len(levels)), levels if not numeric else [f"{level:g}" for level in sorted(levels)])
         axis.minorticks_off()
+        axis.margins(x=0.1)
         axis.set_xlabel(name)
     figure.axes[0].set_ylabel(str(item.get("label") or item["name"]))
     return figure

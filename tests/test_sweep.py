@@ -35,7 +35,8 @@ time.sleep({{seconds}})
 value = seed + rate
 display({{{{{RECORD_TYPE!r}: {{{{
     "question": "?", "verdict": f"it is {{{{value}}}}", "results": {{{{"x": value}}}}, "data": {{{{"name": "d"}}}},
-    "headline": [{{{{"name": "x", "label": "The sum", "value": value, "low": value - 1, "high": value + 1, "limit": 3}}}}, {{{{"name": "word", "value": channel}}}}],
+    "headline": [{{{{"name": "x", "label": "The sum", "value": value, "low": value - 1, "high": value + 1, "limit": 3}}}},
+                 {{{{"name": "word", "value": channel}}}}],
 }}}}}}}}, raw=True)
 """
 
@@ -117,9 +118,11 @@ def test_a_key_changes_with_what_changes_numbers_and_with_nothing_else(tmp_path)
     point = {"dataset": str(folder)}
     common, (key,) = sweep.keys_of(case, [point])
     run = common | {"parameters": point}
-    assert sweep.run_key(json.loads(json.dumps(run))) == key == sweep.run_key(run | {"started": "now", "run_id": "x", "timings": {"a": 1}, "code_revision": "z"})
+    assert sweep.run_key(json.loads(json.dumps(run))) == key
+    assert sweep.run_key(run | {"started": "now", "run_id": "x", "timings": {"a": 1}, "code_revision": "z"}) == key
     assert sweep.run_key(run | {"environment": run["environment"] | {"platform": "another machine"}}) == key
-    for change in ({"parameters": {"dataset": "grocery"}}, {"code_fingerprint": "0"}, {"environment": run["environment"] | {"numpy": "1.0"}}, {"case": "b"}):
+    newer = run["environment"] | {"numpy": "1.0"}
+    for change in ({"parameters": {"dataset": "grocery"}}, {"code_fingerprint": "0"}, {"environment": newer}, {"case": "b"}):
         assert sweep.run_key(run | change) != key
     (folder / "README.md").write_text("words are no data")
     assert sweep.keys_of(case, [point])[1].keys() == {key}
@@ -134,7 +137,8 @@ def test_a_key_changes_with_what_changes_numbers_and_with_nothing_else(tmp_path)
 def swept(tmp_path_factory):
     """A grid of four with a point that fails, from the command line on two processes."""
     folder = tmp_path_factory.mktemp("swept")
-    words = ["sweep", str(tiny(folder)), "--grid", grid_file(folder, "seed: [1, 2]\nrate: [0.5, 10]"), "--jobs", "2", "--reports", str(folder / "reports")]
+    grid = grid_file(folder, "seed: [1, 2]\nrate: [0.5, 10]")
+    words = ["sweep", str(tiny(folder)), "--grid", grid, "--jobs", "2", "--reports", str(folder / "reports")]
     code = main(words)
     made = next((folder / "reports" / "sweeps").glob("tiny-*"))
     return folder, words, code, made, sweep.read_sweep(made)
