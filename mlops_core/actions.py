@@ -17,7 +17,6 @@ import pandas as pd
 from . import audit
 from .artifact import ArtifactError, sha256
 from .batch import BatchError, score_file
-from .core import home
 from .gates import GateRefused, Override, promote
 from .govern import GovernanceError
 from .governance import governance_report
@@ -30,7 +29,7 @@ from .rollout import RolloutError, RolloutRefused, abort, advance, guard, rollba
 from .serve import ServeRefused, serve
 from .signoff import acting, sign_off
 from .traffic import RolloutConflict
-from .workshop import STOPS, NotReached, ResetRefused, catch_up, in_use, require_workspace, reset, what_goes
+from .workshop import STOPS, NotReached, ResetRefused, catch_up, in_use, place, require_workspace, reset, what_goes
 
 # %% ../nbs/49_actions.ipynb #03fb2134
 def _signoff(options: argparse.Namespace) -> int:
@@ -214,20 +213,25 @@ def _catch_up(options: argparse.Namespace) -> int:
 
 # %% ../nbs/49_actions.ipynb #5ee9a003
 def _reset(options: argparse.Namespace) -> int:
-    folder = Path(os.environ.get("MLOPS_WORKSPACE") or home() / "var").resolve()
-    if elsewhere := [name for name in ("MLOPS_OPS_URL", "MLOPS_TRACKING_URI") if os.environ.get(name)]:
-        raise ResetRefused(f"{' and '.join(elsewhere)} keep state outside of {folder}; reset does not empty that: unset it, or see to it yourself")
+    folder = place()
     if not folder.is_dir() or not any(folder.iterdir()):
         print(f"{folder} holds nothing")
         return 0
     require_workspace(folder)
     print(f"this empties {what_goes(folder)}")
-    if not options.yes and input(f"to go on, type the folder's name, {folder.name}: ").strip() != folder.name:
-        print("nothing was touched")
+    if not options.yes and _typed(f"to go on, type the folder's name, {folder.name}: ") != folder.name:
+        print("nothing was touched; with --yes it is not asked")
         return 2
     reset(folder)
-    print("empty")
+    print("it is empty")
     return 0
+
+# %% ../nbs/49_actions.ipynb #5ee9a006
+def _typed(question: str) -> str:
+    try:
+        return input(question).strip()
+    except EOFError:  # nobody is there
+        return ""
 
 # %% ../nbs/49_actions.ipynb #5ee9a004
 def _sweep(options: argparse.Namespace) -> int:
@@ -241,7 +245,7 @@ def _sweep(options: argparse.Namespace) -> int:
         print(f"  {', '.join(f'{name} {value}' for name, value in row['parameters'].items() if value != '')}: {row['message']}")
     return 1 if failed else 0
 
-
+# %% ../nbs/49_actions.ipynb #5ee9a007
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text} is not a number of runs at a time; write 1 or more")

@@ -126,6 +126,23 @@ def outcomes(client: Client, case: str, missing: dict[str, dict], sweep: Path) -
         yield keys[future], future.result() if future.status == "finished" else failed
 
 # %% ../nbs/19_sweep.ipynb #8aa8c10a
+def _panel(axis, table: pd.DataFrame, name: str, others: list[str]) -> None:
+    "The runs of `table` against the parameter `name`."
+    levels = list(dict.fromkeys(table[name]))
+    numeric = all(map(is_number, levels))
+    place = table[name] if numeric else table[name].map(levels.index)
+    axis.errorbar(place, table["value"], [table["value"] - table["low"], table["high"] - table["value"]], fmt="o", ms=3, alpha=0.4, lw=1)
+    for _, line in table.assign(place=place).groupby(others) if others else ():
+        axis.plot(*line.sort_values("place")[["place", "value"]].to_numpy(float).T, color="C6", lw=0.6)
+    axis.plot(table["value"].groupby(place).mean(), color="C0", lw=2)
+    if numeric and min(levels) > 0 and max(levels) / min(levels) > 30:
+        axis.set_xscale("log")
+    axis.set_xticks(sorted(levels) if numeric else range(len(levels)), [f"{level:g}" for level in sorted(levels)] if numeric else levels)
+    axis.minorticks_off()
+    axis.margins(x=0.1)
+    axis.set_xlabel(name)
+
+# %% ../nbs/19_sweep.ipynb #ae12460c
 def small_multiples(table: pd.DataFrame, varied: list[str], item: dict) -> Figure:
     """The numbers in `table` (a row per run: the `varied` parameters, value, low, high) against each parameter.
 
@@ -133,33 +150,20 @@ def small_multiples(table: pd.DataFrame, varied: list[str], item: dict) -> Figur
     """
     figure = Figure(figsize=(max(3.4, 2.7 * len(varied)), 2.5), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(varied), sharey=True, squeeze=False).flat, varied, strict=True):
-        levels = list(dict.fromkeys(table[name]))
-        numeric = all(map(is_number, levels))
-        place = table[name] if numeric else table[name].map(levels.index)
-        axis.errorbar(place, table["value"], [table["value"] - table["low"], table["high"] - table["value"]], fmt="o", ms=3, alpha=0.4, lw=1)
-        others = [other for other in varied if other != name]
-        for _, line in table.assign(place=place).groupby(others, observed=True) if others else ():
-            axis.plot(*line.sort_values("place")[["place", "value"]].to_numpy(float).T, color="C6", lw=0.6)
-        axis.plot(table["value"].groupby(place).mean(), color="C0", lw=2)
+        _panel(axis, table, name, [other for other in varied if other != name])
         if is_number(item.get("limit")):
             axis.axhline(item["limit"], color="C1", ls="--", lw=1)
-        if numeric and min(levels) > 0 and max(levels) / min(levels) > 30:
-            axis.set_xscale("log")
-        axis.set_xticks(sorted(levels) if numeric else range(len(levels)), levels if not numeric else [f"{level:g}" for level in sorted(levels)])
-        axis.minorticks_off()
-        axis.margins(x=0.1)
-        axis.set_xlabel(name)
     figure.axes[0].set_ylabel(str(item.get("label") or item["name"]))
     return figure
 
-# %% ../nbs/19_sweep.ipynb #ae12460c
+# %% ../nbs/19_sweep.ipynb #f59f923b
 def in_sentence(table: pd.DataFrame, varied: list[str], item: dict) -> str:
     "What the small multiples of a number show, for those who cannot see them."
     ends = [table.loc[table["value"].idxmin()], table.loc[table["value"].idxmax()]]
     said = [f"{in_words(end['value'])} ({', '.join(f'{name} {end[name]}' for name in varied)})" for end in ends]
     return f"{item.get('label') or item['name']} of {len(table)} runs against {', '.join(varied)}: from {said[0]} to {said[1]}"
 
-# %% ../nbs/19_sweep.ipynb #3c6a8cca
+# %% ../nbs/19_sweep.ipynb #0ba2b6c7
 def sweep_rows(wanted: dict[str, dict], there: dict[str, dict], ended: dict[str, dict]) -> list[dict]:
     "A row for each run of a sweep: key, parameters, status (succeeded, failed, waiting), run_id, message, headline."
     rows = []
@@ -172,7 +176,7 @@ def sweep_rows(wanted: dict[str, dict], there: dict[str, dict], ended: dict[str,
         rows.append({"key": key, "parameters": point, **about})
     return rows
 
-# %% ../nbs/19_sweep.ipynb #0ba2b6c7
+# %% ../nbs/19_sweep.ipynb #bb051ff1
 def _drawn(rows: list[dict], varied: list[str], item: dict) -> dict[str, str] | None:
     found = [row["parameters"] | {end: one.get(end) for end in ("value", "low", "high")}
              for row in rows for one in row["headline"] if one["name"] == item["name"] and is_number(one.get("value"))]  # fmt: skip
@@ -201,7 +205,7 @@ def write_sweep(sweep: Path, asked: dict, rows: list[dict]) -> None:
     write_whole(sweep / "index.html", fill("sweep.html.j2", asked=asked, rows=rows, varied=varied, fixed=fixed, counts=counts,
                                            numbers=list(numbers.values()), figures=figures))  # fmt: skip
 
-# %% ../nbs/19_sweep.ipynb #59f528a6
+# %% ../nbs/19_sweep.ipynb #2edbf7f7
 def run_sweep(case: str | Path, grid: dict[str, list], reports: Path | None = None, jobs=1, scheduler: str | None = None, progress=True) -> Path:
     """Run `case` at each point of `grid`, `jobs` at a time or on the Dask cluster at `scheduler`; returns reports/sweeps/<case>-<hash of the grid>.
 
@@ -231,7 +235,7 @@ def run_sweep(case: str | Path, grid: dict[str, list], reports: Path | None = No
     build_index(reports)
     return sweep
 
-# %% ../nbs/19_sweep.ipynb #2edbf7f7
+# %% ../nbs/19_sweep.ipynb #05c03d3a
 def read_sweep(sweep: Path) -> list[dict]:
     "The rows of the sweep in the folder `sweep` as they were last written: key, parameters, status, run_id, message, headline."
     return [json.loads(line) for line in (Path(sweep) / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
