@@ -164,7 +164,8 @@ def test_the_page_has_table_links_and_small_multiples_with_their_texts(swept):
     for link in re.findall(r'href="(\.\./[^"]+)"', page):
         assert (made / link).exists(), link
     assert f"{rows[0]['run_id']}/report.html" in page and f"{rows[1]['run_id']}/report.ipynb" in page and "ten is too much" in page
-    assert rows[0]["run_id"] in (folder / "reports" / "index.html").read_text()
+    index = (folder / "reports" / "index.html").read_text()
+    assert rows[0]["run_id"] in index and f'href="sweeps/{made.name}/index.html"' in index
 
 
 def test_the_same_command_again_runs_only_what_has_not_succeeded(swept, capsys):
