@@ -197,8 +197,8 @@ def _add_rollout(commands, command, as_somebody) -> None:
 
 
 # %% ../nbs/49_actions.ipynb #5ee9a002
-# small enough for a minute on two cores, large enough for the gates, which are what they are: with 8,000 applicants the calibration is still too noisy
-# to pass, with a shorter history the forecast's intervals cover too little; other cases run with their defaults
+# small enough for a minute on two cores, large enough for the gates, which are what they are: of 8,000 applicants too few are left to show that the
+# model is calibrated, and from a shorter history the forecast's intervals cover too little; other cases run with their defaults
 QUICK = {
     "credit_risk": {"sample": 12000, "folds": 2}, "recommendation": {"sample": 300}, "consumption_forecast": {"epochs": 1, "sample": 30},
 }  # fmt: skip
