@@ -11,11 +11,14 @@ import nbformat
 import pytest
 from test_report import wait_for, write_case
 
-from mlops_core import audit, workshop
+from mlops_core import audit, credit, evaluate, workshop
 from mlops_core.actions import QUICK
 from mlops_core.archive import UnknownName
 from mlops_core.cli import main
 from mlops_core.core import home, operations_engine
+from mlops_core.data import load_dataset, reference_split
+from mlops_core.experiment import sample_rows
+from mlops_core.govern import load_use_case
 from mlops_core.report import LIFECYCLE, RunFailed, before_section, case_notebook, cases, check_request
 
 PARAMETERS = "seed: int = 0  # drives everything [0, 100]\nrefuse: str = \"no\"  # what the gate says {yes, no}"
@@ -67,6 +70,15 @@ def test_each_case_has_the_places_and_takes_the_quick_parameters(case):
     assert "package_model(" in text["gates"] and "walk_through(" not in text["gates"]
     assert "walk_through(" in text["deploy"] and "record(" not in text["deploy"]
     assert all(to.capitalize() in LIFECYCLE for to in workshop.STOPS)
+
+
+def test_the_applicants_of_the_quick_way_are_enough_to_show_calibration():
+    """What the gate asks of the chosen model, at the size that people get: with few applicants it is luck."""
+    source = sample_rows(load_dataset("credit_default"), QUICK["credit_risk"]["sample"], 0)
+    (train, _, test), features = reference_split(source), credit.credit_features(source)
+    model = credit.BoostedTrees(credit.contract_signs(source, features), seed=0).fit(train[features], credit.credit_outcome(source, train))
+    found = evaluate.classification_metrics(credit.credit_outcome(source, test), credit.probabilities(model, test[features])["probability"])
+    assert found["ece"] <= 0.8 * load_use_case("credit_risk").limits.metrics["ece"].at_most
 
 
 def test_catch_up_builds_once_and_then_says_what_is_there(tmp_path, var, capsys):
