@@ -131,10 +131,13 @@ def _panel(axis, table: pd.DataFrame, name: str, others: list[str]) -> None:
     levels = list(dict.fromkeys(table[name]))
     numeric = all(map(is_number, levels))
     place = table[name] if numeric else table[name].map(levels.index)
-    axis.errorbar(place, table["value"], [table["value"] - table["low"], table["high"] - table["value"]], fmt="o", ms=3, alpha=0.4, lw=1)
-    for _, line in table.assign(place=place).groupby(others) if others else ():
-        axis.plot(*line.sort_values("place")[["place", "value"]].to_numpy(float).T, color="C6", lw=0.6)
-    axis.plot(table["value"].groupby(place).mean(), color="C0", lw=2)
+    axis.errorbar(place, table["value"], [table["value"] - table["low"], table["high"] - table["value"]], fmt="o", ms=3, alpha=0.35, lw=1)
+    drawn = table.assign(place=place).sort_values("place")
+    lines = [line.set_index("place")["value"] for _, line in drawn.groupby(others)] if others else [drawn.set_index("place")["value"]]
+    for line in lines:
+        axis.plot(line, color="C6", lw=0.6)
+    if whole := [line for line in lines if len(line) == len(levels)]:  # where a run is missing, a mean would show who is missing
+        axis.plot(pd.concat(whole, axis=1).mean(axis=1), color="C0", lw=2)
     if numeric and min(levels) > 0 and max(levels) / min(levels) > 30:
         axis.set_xscale("log")
     axis.set_xticks(sorted(levels) if numeric else range(len(levels)), [f"{level:g}" for level in sorted(levels)] if numeric else levels)
@@ -146,7 +149,7 @@ def _panel(axis, table: pd.DataFrame, name: str, others: list[str]) -> None:
 def small_multiples(table: pd.DataFrame, varied: list[str], item: dict) -> Figure:
     """The numbers in `table` (a row per run: the `varied` parameters, value, low, high) against each parameter.
 
-    Thin lines join runs that differ in this parameter alone, the thick line is the mean; `item` is the headline item that names the number.
+    Thin lines join runs that differ in this parameter alone, the thick one is the mean of those that lack no run; `item` names the number.
     """
     figure = Figure(figsize=(max(3.4, 2.7 * len(varied)), 2.5), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(varied), sharey=True, squeeze=False).flat, varied, strict=True):

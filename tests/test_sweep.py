@@ -265,8 +265,16 @@ def test_small_multiples_draw_numbers_words_and_wide_ranges():
     figure = sweep.small_multiples(table, ["sample", "kind"], {"name": "x", "limit": 2})
     left, right = figure.axes
     assert left.get_xscale() == "log" and [text.get_text() for text in right.get_xticklabels()] == ["a", "b"] and left.get_ylabel() == "x"
-    means = left.lines[-2].get_ydata().tolist()
-    assert means == [2.0, 3.0], "the thick line is the mean over the other parameter"
+    thick = [[line.get_ydata().tolist() for line in axis.lines if line.get_linewidth() == 2] for axis in (left, right)]
+    assert thick == [[[2.0, 3.0]], [[1.5, 3.5]]], "the thick line is the mean over the other parameter"
+
+
+def test_a_missing_run_does_not_bend_the_mean():
+    table = pd.DataFrame({"seed": [0, 1, 0], "rate": [1, 1, 9], "value": [1.0, 1.0, 9.0], "low": None, "high": None})
+    table = table.astype({"low": float, "high": float})
+    by_seed, by_rate = sweep.small_multiples(table, ["seed", "rate"], {"name": "x"}).axes
+    assert [line.get_ydata().tolist() for line in by_seed.lines if line.get_linewidth() == 2] == [[1.0, 1.0]], "as if the rate of 9 were not there"
+    assert [line.get_ydata().tolist() for line in by_rate.lines if line.get_linewidth() == 2] == [[1.0, 9.0]]
 
 
 def test_a_case_keeps_its_name_in_the_command(monkeypatch, tmp_path):
