@@ -151,8 +151,9 @@ def small_multiples(table: pd.DataFrame, varied: list[str], item: dict) -> Figur
 
     Thin lines join runs that differ in this parameter alone, the thick one is the mean of those that lack no run; `item` names the number.
     """
-    figure = Figure(figsize=(max(3.4, 2.7 * len(varied)), 2.5), layout="constrained")
-    for axis, name in zip(figure.subplots(1, len(varied), sharey=True, squeeze=False).flat, varied, strict=True):
+    size = (max(3.4, 2.7 * len(varied)), 2.5)
+    figure, axes = plt.subplots(1, len(varied), sharey=True, squeeze=False, figsize=size, layout="constrained")
+    for axis, name in zip(axes.flat, varied, strict=True):
         _panel(axis, table, name, [other for other in varied if other != name])
         if is_number(item.get("limit")):
             axis.axhline(item["limit"], color="C1", ls="--", lw=1)
@@ -162,8 +163,8 @@ def small_multiples(table: pd.DataFrame, varied: list[str], item: dict) -> Figur
 # %% ../nbs/19_sweep.ipynb #f59f923b
 def in_sentence(table: pd.DataFrame, varied: list[str], item: dict) -> str:
     "What the small multiples of a number show, for those who cannot see them."
-    ends = [table.loc[table["value"].idxmin()], table.loc[table["value"].idxmax()]]
-    said = [f"{in_words(end['value'])} ({', '.join(f'{name} {end[name]}' for name in varied)})" for end in ends]
+    ends = table["value"].idxmin(), table["value"].idxmax()
+    said = [f"{in_words(table.at[end, 'value'])} ({', '.join(f'{name} {table.at[end, name]}' for name in varied)})" for end in ends]
     return f"{item.get('label') or item['name']} of {len(table)} runs against {', '.join(varied)}: from {said[0]} to {said[1]}"
 
 # %% ../nbs/19_sweep.ipynb #0ba2b6c7
@@ -188,7 +189,9 @@ def _drawn(rows: list[dict], varied: list[str], item: dict) -> dict[str, str] | 
     table = pd.DataFrame(found).astype({"value": float, "low": float, "high": float})
     with plt.rc_context():
         use_house_style()
-        small_multiples(table, varied, item).savefig(png := io.BytesIO(), format="png", dpi=110)
+        figure = small_multiples(table, varied, item)
+        figure.savefig(png := io.BytesIO(), format="png", dpi=110)
+        plt.close(figure)
     return {"alt": in_sentence(table, varied, item), "content": f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"}
 
 
