@@ -310,6 +310,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mlops_core', 'doc_host': '
                                        'mlops_core.experiment._behind': ('experiment.html#_behind', 'mlops_core/experiment.py'),
                                        'mlops_core.experiment._broken': ('experiment.html#_broken', 'mlops_core/experiment.py'),
                                        'mlops_core.experiment._evaluate': ('experiment.html#_evaluate', 'mlops_core/experiment.py'),
+                                       'mlops_core.experiment._make_store_whole': ( 'experiment.html#_make_store_whole',
+                                                                                    'mlops_core/experiment.py'),
                                        'mlops_core.experiment._part': ('experiment.html#_part', 'mlops_core/experiment.py'),
                                        'mlops_core.experiment._reason': ('experiment.html#_reason', 'mlops_core/experiment.py'),
                                        'mlops_core.experiment._scores': ('experiment.html#_scores', 'mlops_core/experiment.py'),

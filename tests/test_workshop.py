@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import mlflow
 import nbformat
 import pytest
 from test_report import wait_for, write_case
@@ -17,7 +18,7 @@ from mlops_core.archive import UnknownName
 from mlops_core.cli import main
 from mlops_core.core import home, operations_engine
 from mlops_core.data import load_dataset, reference_split
-from mlops_core.experiment import sample_rows
+from mlops_core.experiment import open_experiment, sample_rows
 from mlops_core.govern import load_use_case
 from mlops_core.report import LIFECYCLE, RunFailed, before_section, case_notebook, cases, check_request
 
@@ -149,6 +150,14 @@ def test_catch_up_that_is_killed_can_be_called_again(tmp_path, var, capsys):
     assert not workshop.users(var)
     assert main(["catch-up", str(case), "--to", "deploy"]) == 0
     assert "toy/2 is champion" in capsys.readouterr().out and audit.verify() == []
+
+
+def test_a_kill_while_mlflow_makes_its_tables_does_not_spoil_the_workspace(var):
+    cut = "import os, mlflow.store.db.utils as db; db._upgrade_db = lambda engine: os._exit(9)"
+    done = subprocess.run([sys.executable, "-c", f"{cut}; from mlops_core.experiment import open_experiment; open_experiment('toy')"])
+    assert done.returncode == 9
+    open_experiment("toy")
+    assert mlflow.get_experiment_by_name("toy").artifact_location == (var / "artifacts").as_uri()
 
 
 @pytest.fixture
