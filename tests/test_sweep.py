@@ -30,7 +30,7 @@ from IPython.display import display
 
 assert rate < 10, "ten is too much"
 begun = pathlib.Path({{begun!r}})
-(begun / str(os.getpid())).write_text(f"{{{{seed}}}} {{{{rate}}}}")
+(begun / str(os.getpid())).write_text(str(os.getppid()))
 time.sleep({{seconds}})
 value = seed + rate
 display({{{{{RECORD_TYPE!r}: {{{{
@@ -42,7 +42,7 @@ display({{{{{RECORD_TYPE!r}: {{{{
 
 
 def tiny(folder, seconds=0.0):
-    """A case that takes so long and leaves a file per run that began in folder/begun."""
+    """A case that takes so long; each run that begins leaves a file in folder/begun, with the process that started its kernel."""
     (folder / "begun").mkdir(parents=True)
     return write_case(folder / "tiny.ipynb", "# Tiny", PARAMETERS, "## Work", WORK.format(begun=str(folder / "begun"), seconds=seconds))
 
@@ -198,10 +198,10 @@ def test_a_worker_with_other_code_or_without_the_folder_says_so(swept, tmp_path)
 
 @pytest.mark.skipif(not os.path.exists("/proc/self"), reason="kills as Linux does")
 def test_a_sweep_that_is_killed_goes_on_where_it_was(tmp_path):
-    case, reports = tiny(tmp_path, 1.0), tmp_path / "reports"
+    case, reports = tiny(tmp_path, 2.0), tmp_path / "reports"
     running = in_another_process(case, {"seed": [1, 2, 3]}, reports)
     try:
-        wait_for(lambda: len(succeeded(reports)) == 1 and len(list((tmp_path / "begun").iterdir())) == 2)
+        wait_for(lambda: len(succeeded(reports)) == 1 and len(list((tmp_path / "begun").iterdir())) == 2, 180)
     finally:
         running.send_signal(signal.SIGKILL)
         running.wait()
@@ -216,16 +216,18 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self"), reason="kills as Linux does")
 def test_on_a_cluster_a_worker_that_is_killed_loses_no_run_and_doubles_none(tmp_path):
-    case, reports = tiny(tmp_path, 1.5), tmp_path / "reports"
+    case, reports = tiny(tmp_path, 2.0), tmp_path / "reports"
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50) as cluster:
         with Client(cluster) as client:
             processes = sorted(client.run(os.getpid).values())
         assert len(set(processes)) == 2 and os.getpid() not in processes
         running = in_another_process(case, {"seed": [1, 2, 3, 4]}, reports, scheduler=cluster.scheduler_address)
         try:
-            wait_for(lambda: len(list((tmp_path / "begun").iterdir())) == 2)
-            os.kill(processes[0], signal.SIGKILL)
-            assert running.wait(120) == 0
+            wait_for(lambda: any(path.read_text() for path in (tmp_path / "begun").iterdir()), 180)
+            busy = next(int(path.read_text()) for path in (tmp_path / "begun").iterdir() if path.read_text())
+            assert busy in processes
+            os.kill(busy, signal.SIGKILL)
+            assert running.wait(240) == 0
         finally:
             running.kill()
     rows = sweep.read_sweep(next((reports / "sweeps").glob("tiny-*")))
