@@ -180,6 +180,7 @@ ACTIONS = {
     "lists": "compute and store the lists of everybody", "key": "give out and take back keys of the API",
     "erase": "erase a person's answers and outcomes", "release": "bring a version to production",
     "rollout": "replace the live version step by step, and go back",
+    "sweep": "run a case at each point of a grid", "catch-up": "build what a section of a case needs", "reset": "empty the workspace",
 }  # fmt: skip
 
 

@@ -10,9 +10,14 @@ __all__ = ['TIMINGS', 'Candidate', 'probabilities', 'probability_score', 'sample
 # %% ../nbs/05_experiment.ipynb #a1eee9c6
 import io
 import logging
+import os
 import pickle
+import secrets
+import sqlite3
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import matplotlib.pyplot as plt
@@ -125,11 +130,25 @@ def _behind(case: Case, table: pd.DataFrame, parts: dict[str, pd.Series]) -> pd.
     spread = [(parts[best["candidate"]] - parts[name]).sem() for name in table["candidate"]]
     return table.assign(behind=sign * (best[case.metric] - table[case.metric]), behind_se=np.nan_to_num(spread))
 
+# %% ../nbs/05_experiment.ipynb #5ee9e001
+def _make_store_whole() -> None:
+    "Make MLflow's SQLite file all or nothing: one that a kill cuts off while MLflow makes its tables can never be opened again."
+    file = core.workspace() / "mlflow.db"
+    if core.tracking_uri() != f"sqlite:///{file}" or file.exists():
+        return
+    draft = file.with_name(f"mlflow.db-{secrets.token_hex(4)}")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        mlflow.MlflowClient(f"sqlite:///{scratch}/mlflow.db").search_experiments()
+        with closing(sqlite3.connect(f"{scratch}/mlflow.db")) as made, closing(sqlite3.connect(draft)) as whole:
+            made.backup(whole)
+    os.replace(draft, file)
+
 # %% ../nbs/05_experiment.ipynb #0538ea42
 def open_experiment(name: str) -> None:
     "Point MLflow at the workspace and open experiment `name`; its artifacts live in the workspace too."
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    _make_store_whole()
     mlflow.set_tracking_uri(core.tracking_uri())
     if mlflow.get_experiment_by_name(name) is None:
         local = core.tracking_uri().startswith("sqlite")

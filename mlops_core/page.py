@@ -171,11 +171,12 @@ def render(folder: Path, run: dict, previous: dict | None) -> str:
 
 # %% ../nbs/19_page.ipynb #0559d019
 def build_index(reports: Path | None = None) -> Path:
-    "Write reports/index.html anew from the runs that are there; returns its path."
+    "Write reports/index.html anew from the runs and sweeps that are there; returns its path."
     reports = Path(reports or home() / "reports")
     runs = list_runs(reports)
     for run in runs:
         run["files"] = {path.name for path in run["folder"].iterdir()}
         run["cards"] = [card(item) for item in run["headline"]]
-    write_whole(reports / "index.html", fill("index.html.j2", runs=runs))
+    sweeps = sorted(path.parent.name for path in reports.glob("sweeps/*/index.html"))
+    write_whole(reports / "index.html", fill("index.html.j2", runs=runs, sweeps=sweeps))
     return reports / "index.html"
