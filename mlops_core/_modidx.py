@@ -201,6 +201,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mlops_core', 'doc_host': '
                                    'mlops_core.credit.BoostedTrees.__init__': ('credit.html#boostedtrees.__init__', 'mlops_core/credit.py'),
                                    'mlops_core.credit.BoostedTrees._booster': ('credit.html#boostedtrees._booster', 'mlops_core/credit.py'),
                                    'mlops_core.credit.BoostedTrees._frame': ('credit.html#boostedtrees._frame', 'mlops_core/credit.py'),
+                                   'mlops_core.credit.BoostedTrees._matrix': ('credit.html#boostedtrees._matrix', 'mlops_core/credit.py'),
                                    'mlops_core.credit.BoostedTrees.contributions': ( 'credit.html#boostedtrees.contributions',
                                                                                      'mlops_core/credit.py'),
                                    'mlops_core.credit.BoostedTrees.fit': ('credit.html#boostedtrees.fit', 'mlops_core/credit.py'),

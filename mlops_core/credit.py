@@ -143,6 +143,12 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):
         self.monotone, self.learning_rate, self.max_depth = monotone, learning_rate, max_depth
         self.min_child_weight, self.subsample, self.colsample_bytree, self.seed = min_child_weight, subsample, colsample_bytree, seed
 
+    def _matrix(self, X):
+        "`X` as numbers, a level by its place, missing as NaN: a few rows take a quarter of the time that XGBoost needs with a frame."
+        places = {c: pd.Index(levels).get_indexer(X[c]).astype("float32") for c, levels in self.levels_.items()}
+        numbers = X[list(self.columns_)].assign(**{c: np.where(place < 0, np.nan, place) for c, place in places.items()})
+        return numbers.to_numpy("float32")
+
     def _frame(self, X):
         known = {c: X[c].where(X[c].isin(levels)) for c, levels in self.levels_.items()}  # an unknown level counts as missing
         return X[list(self.columns_)].assign(**{c: pd.Categorical(known[c], categories=self.levels_[c]) for c in known})
@@ -167,7 +173,8 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X):
-        return self.model_.predict_proba(self._frame(X))
+        risk = self.model_.get_booster().inplace_predict(self._matrix(X), validate_features=False)
+        return np.column_stack([1 - risk, risk])
 
     def contributions(self, X):
         "Log-odds per row: `base` and one column per feature; exact Shapley values of the trees (Lundberg et al., 2020)."
@@ -177,9 +184,7 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):
 
     def portable(self, X):
         "The trees, the matrix of numbers that they expect for `X` (a level by its place), and what they answer; see `portable.export_onnx`."
-        frame = self._frame(X)
-        places = {name: frame[name].cat.codes.where(frame[name].notna()) for name in self.levels_}
-        return self.model_, frame.assign(**places).to_numpy("float32"), self.model_.predict_proba(frame)
+        return self.model_, self._matrix(X), self.predict_proba(X)
 
 # %% ../nbs/20_credit.ipynb #2a735ab2
 def contract_signs(dataset: Dataset, features: list[str]) -> dict[str, int]:
