@@ -111,6 +111,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mlops_core', 'doc_host': '
                                   'mlops_core.batch.BatchReport': ('batch.html#batchreport', 'mlops_core/batch.py'),
                                   'mlops_core.batch.BatchReport.__str__': ('batch.html#batchreport.__str__', 'mlops_core/batch.py'),
                                   'mlops_core.batch.BatchReport.side_file': ('batch.html#batchreport.side_file', 'mlops_core/batch.py'),
+                                  'mlops_core.batch._answer': ('batch.html#_answer', 'mlops_core/batch.py'),
                                   'mlops_core.batch._finish': ('batch.html#_finish', 'mlops_core/batch.py'),
                                   'mlops_core.batch._join': ('batch.html#_join', 'mlops_core/batch.py'),
                                   'mlops_core.batch._note': ('batch.html#_note', 'mlops_core/batch.py'),
