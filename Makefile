@@ -28,6 +28,8 @@ check: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python tests/bench.py
+	$(BIN)/python tests/bench_serve.py
+	$(BIN)/python tests/bench_batch.py
 
 data: .venv/runtime
 	$(BIN)/python data/build.py
