@@ -207,9 +207,9 @@ def credit_candidates(signs: dict[str, int]) -> tuple[Candidate, ...]:
 # %% ../nbs/20_credit.ipynb #020baa5d
 def credit_action(answers: pd.DataFrame, band: tuple[float, float] | None = None, *, cut_off: float) -> pd.Series:
     "approve below the cut-off, else refuse; refer, to a person, within `band` (low, high)."
-    risk = answers["probability"]
-    action = pd.Series(np.where(risk < cut_off, "approve", "refuse"), answers.index)
-    return action.mask(risk.between(*band), "refer") if band else action
+    risk = answers["probability"].to_numpy()
+    action = np.where(risk < cut_off, "approve", "refuse")
+    return pd.Series(np.where((band[0] <= risk) & (risk <= band[1]), "refer", action) if band else action, answers.index)
 
 
 def refusal_reasons(model, requests: pd.DataFrame, typical: pd.Series, columns: dict) -> list[list[str]]:
