@@ -145,9 +145,14 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):
 
     def _matrix(self, X):
         "`X` as numbers, a level by its place, missing as NaN: a few rows take a quarter of the time that XGBoost needs with a frame."
-        places = {c: pd.Index(levels).get_indexer(X[c]).astype("float32") for c, levels in self.levels_.items()}
-        numbers = X[list(self.columns_)].assign(**{c: np.where(place < 0, np.nan, place) for c, place in places.items()})
-        return numbers.to_numpy("float32")
+        matrix = np.empty((len(X), len(self.columns_)), "float32")
+        for place, name in enumerate(self.columns_):
+            if name in self.levels_:
+                known = {level: number for number, level in enumerate(self.levels_[name])}
+                matrix[:, place] = [known.get(value, np.nan) for value in X[name].tolist()]
+            else:
+                matrix[:, place] = X[name].to_numpy("float32", na_value=np.nan)
+        return matrix
 
     def _frame(self, X):
         known = {c: X[c].where(X[c].isin(levels)) for c, levels in self.levels_.items()}  # an unknown level counts as missing
