@@ -32,6 +32,8 @@ check: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python tests/bench.py
+	$(BIN)/python tests/bench_serve.py
+	$(BIN)/python tests/bench_batch.py
 
 # proofs that take long; each prints what it found, and fails if that is not what is promised
 study: .venv/dev

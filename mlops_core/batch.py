@@ -13,7 +13,7 @@ import shutil
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -66,6 +66,14 @@ class BatchReport:
 def _side(target: Path) -> Path:
     return target.with_name(f"{target.stem}.rejected.parquet")
 
+# %% ../nbs/14_batch.ipynb #5a8fc689
+def _answer(live: Live, frame: pd.DataFrame) -> pd.DataFrame:
+    if len(frame) < 20_000:
+        return live.loaded.answer(frame)
+    middle = len(frame) // 2
+    with ThreadPoolExecutor(2) as pool:
+        return pd.concat(pool.map(live.loaded.answer, (frame.iloc[:middle], frame.iloc[middle:])))
+
 # %% ../nbs/14_batch.ipynb #5a8fc688
 def score_rows(live: Live, table: pa.Table, first: int, band: tuple[float, float] | None = None) -> tuple[pa.Table, pa.Table]:
     "The rows of `table`, which begins at row `first` of its file, that are answered, and those that break the contract, with reasons."
@@ -76,7 +84,7 @@ def score_rows(live: Live, table: pa.Table, first: int, band: tuple[float, float
     rejected = rejected.add_column(0, "row", places.filter(pa.array(~good)))
     through = table.filter(pa.array(good)).drop_columns(list(live.types)).add_column(0, "row", places.filter(pa.array(good)))
     if good.any():
-        answers = live.loaded.answer(frame.loc[good, list(live.types)].astype(live.types))
+        answers = _answer(live, frame.loc[good, list(live.types)].astype(live.types))
         answers = answers.assign(action=live.loaded.decide(answers, band)) if live.loaded.decide else answers
         for name, values in answers.items():
             through = through.append_column(name, pa.array(values))

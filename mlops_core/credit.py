@@ -143,6 +143,17 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):
         self.monotone, self.learning_rate, self.max_depth = monotone, learning_rate, max_depth
         self.min_child_weight, self.subsample, self.colsample_bytree, self.seed = min_child_weight, subsample, colsample_bytree, seed
 
+    def _matrix(self, X):
+        "`X` as numbers, a level by its place, missing as NaN: a few rows take a quarter of the time that XGBoost needs with a frame."
+        matrix = np.empty((len(X), len(self.columns_)), "float32")
+        for place, name in enumerate(self.columns_):
+            if name in self.levels_:
+                known = {level: number for number, level in enumerate(self.levels_[name])}
+                matrix[:, place] = [known.get(value, np.nan) for value in X[name].tolist()]
+            else:
+                matrix[:, place] = X[name].to_numpy("float32", na_value=np.nan)
+        return matrix
+
     def _frame(self, X):
         known = {c: X[c].where(X[c].isin(levels)) for c, levels in self.levels_.items()}  # an unknown level counts as missing
         return X[list(self.columns_)].assign(**{c: pd.Categorical(known[c], categories=self.levels_[c]) for c in known})
@@ -167,7 +178,8 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X):
-        return self.model_.predict_proba(self._frame(X))
+        risk = self.model_.get_booster().inplace_predict(self._matrix(X), validate_features=False)
+        return np.column_stack([1 - risk, risk])
 
     def contributions(self, X):
         "Log-odds per row: `base` and one column per feature; exact Shapley values of the trees (Lundberg et al., 2020)."
@@ -177,9 +189,7 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):
 
     def portable(self, X):
         "The trees, the matrix of numbers that they expect for `X` (a level by its place), and what they answer; see `portable.export_onnx`."
-        frame = self._frame(X)
-        places = {name: frame[name].cat.codes.where(frame[name].notna()) for name in self.levels_}
-        return self.model_, frame.assign(**places).to_numpy("float32"), self.model_.predict_proba(frame)
+        return self.model_, self._matrix(X), self.predict_proba(X)
 
 # %% ../nbs/20_credit.ipynb #2a735ab2
 def contract_signs(dataset: Dataset, features: list[str]) -> dict[str, int]:
@@ -202,9 +212,9 @@ def credit_candidates(signs: dict[str, int]) -> tuple[Candidate, ...]:
 # %% ../nbs/20_credit.ipynb #020baa5d
 def credit_action(answers: pd.DataFrame, band: tuple[float, float] | None = None, *, cut_off: float) -> pd.Series:
     "approve below the cut-off, else refuse; refer, to a person, within `band` (low, high)."
-    risk = answers["probability"]
-    action = pd.Series(np.where(risk < cut_off, "approve", "refuse"), answers.index)
-    return action.mask(risk.between(*band), "refer") if band else action
+    risk = answers["probability"].to_numpy()
+    action = np.where(risk < cut_off, "approve", "refuse")
+    return pd.Series(np.where((band[0] <= risk) & (risk <= band[1]), "refer", action) if band else action, answers.index)
 
 
 def refusal_reasons(model, requests: pd.DataFrame, typical: pd.Series, columns: dict) -> list[list[str]]:

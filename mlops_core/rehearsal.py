@@ -62,6 +62,16 @@ class Way:
     ended: str
     verdicts: pd.DataFrame
 
+    @property
+    def too_slow(self) -> bool:
+        "Whether nothing but time spoke against it, which says more about a busy machine than about the version."
+        return self.ended == "rolled back" and set(self.verdicts.loc[self.verdicts["verdict"] == "breach", "check"]) == {"latency"}
+
+    @property
+    def remark(self) -> str:
+        "What a report has to add, if anything."
+        return " The good successor was rolled back for its latency alone: this machine was too busy for the rehearsal." if self.too_slow else ""
+
     def row(self, successor: str) -> dict:
         "The way in a line of a table."
         return {"successor": successor, "met it, step by step": ", ".join(f"{share:.0%}" for share in self.shares), "ended": self.ended,

@@ -140,7 +140,9 @@ def _reading_type(contract: dict) -> type[BaseModel]:
 def frame_of(live: Live, rows: list[BaseModel]) -> pd.DataFrame:
     "`rows` as the frame that the model expects; of rows for another version, the columns that it knows."
     columns = {name: [getattr(row, name) for row in rows] for name in live.types}
-    return pd.DataFrame({name: pd.Series(values, dtype=live.types[name]) for name, values in columns.items()})
+    # arrays, because series would be aligned with one another: 0.2 ms instead of 0.8
+    return pd.DataFrame({name: np.array(values, kind) if kind == "float64" else pd.Series(values, dtype=kind).array
+                         for (name, values), kind in zip(columns.items(), live.types.values(), strict=True)})  # fmt: skip
 
 # %% ../nbs/13_scoring.ipynb #c16a0001
 @dataclass(frozen=True)
@@ -182,10 +184,9 @@ class Waiting:
 
 # %% ../nbs/13_scoring.ipynb #e7ff7f7e
 def _outside(live: Live, frame: pd.DataFrame) -> list[str]:
-    if not live.low.size:
-        return ["[]"] * len(frame)
-    numbers = frame.apply(pd.to_numeric, errors="coerce").to_numpy("float64")
-    wrong, names = (numbers < live.low) | (numbers > live.high), np.array(list(live.types))
+    known = np.flatnonzero(~np.isnan(live.low))  # what was a number in training, and so is one here
+    numbers, names = frame.iloc[:, known].to_numpy("float64"), np.array(list(live.types))[known]
+    wrong = (numbers < live.low[known]) | (numbers > live.high[known])
     return [json.dumps([f"{name} outside of training" for name in names[row]]) if row.any() else "[]" for row in wrong]
 
 # %% ../nbs/13_scoring.ipynb #ca620b45

@@ -10,6 +10,7 @@ __all__ = ['Moment', 'UNAVAILABLE', 'LocalServer', 'Problem', 'problem_response'
 # %% ../nbs/13_serve.ipynb #06852a6a
 import asyncio
 import functools
+import gc
 import ipaddress
 import json
 import secrets
@@ -393,6 +394,7 @@ def serve(name: str, host: str = "127.0.0.1", port: int = 8080, auth: bool = Tru
     if not auth and host != "localhost" and not _is_loopback(host):
         raise ServeRefused(f"--no-auth is for the loopback address (127.0.0.1), not for {host}; make keys with mlops key create")
     app = make_app(name, auth, guard=guard)
+    gc.freeze()  # else the collector looks through all that was imported, time and again, and everybody waits for half a second
     config = uvicorn.Config(app, http=Door, host=host, port=port, access_log=False, log_level="warning", timeout_graceful_shutdown=30)
     uvicorn.Server(config).run()
 

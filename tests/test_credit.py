@@ -134,3 +134,14 @@ def test_case_on_a_table_of_ones_own(own_table, tmp_path):
 def test_case_refuses_what_cannot_be(tmp_path, parameters, message):
     with pytest.raises(papermill.PapermillExecutionError, match=message):
         run(tmp_path, **parameters)
+
+
+def test_trees_read_a_matrix_as_xgboost_reads_a_frame(bank):
+    X, y = bank[2][0]
+    X, y = X.head(1500).assign(owner=X["pay_0"].head(1500) > 0), y.head(1500)
+    model = credit.BoostedTrees().fit(X, y)
+    asked = X.head(200).astype({"education": object, "limit_bal": float, "pay_2": "Int64"})
+    asked.loc[asked.index[0], "education"], asked.loc[asked.index[1], "education"] = "phd", None
+    asked.loc[asked.index[2], "limit_bal"], asked.loc[asked.index[3], "pay_2"] = np.nan, pd.NA
+    np.testing.assert_array_equal(model.predict_proba(asked), model.model_.predict_proba(model._frame(asked)))
+    assert model.predict_proba(asked).shape == (200, 2), "unknown and missing values are answered as missing"
