@@ -120,6 +120,8 @@ class UseCase(BaseModel, extra="forbid", frozen=True):
     factors: Factors
     limits: Limits
     review_band: tuple[float, float] | None = None  # answers from low to high go to a person
+    label_delay_days: Positive | None = None  # until the outcome of an answer is due; without it nothing realised is read
+    window_days: Positive = 7  # answers that monitoring reads together
     risks: Annotated[list[Risk], Field(min_length=1)]
     assumptions: Annotated[list[Assumption], Field(min_length=1)]
     monitoring: Annotated[list[Watch], Field(min_length=1)]
@@ -141,6 +143,7 @@ class Policy(BaseModel, extra="forbid", frozen=True):
     rollout: list[Annotated[float, Field(gt=0, le=1)]]
     rollout_days: Positive
     blue_green: bool = False  # may a version replace another at once?
+    matured_share: Annotated[float, Field(gt=0, le=1)] = 0.9  # of a window's outcomes, before a metric of it is read
 
 # %% ../nbs/02_govern.ipynb #f6fb4844
 class SignOff(BaseModel, extra="forbid", frozen=True):
