@@ -2,6 +2,7 @@
 
 d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mlops_core', 'doc_host': 'mlops_core', 'git_url': 'mlops_core', 'lib_path': 'mlops_core'},
   'syms': { 'mlops_core.actions': { 'mlops_core.actions._act': ('actions.html#_act', 'mlops_core/actions.py'),
+                                    'mlops_core.actions._add_monitor': ('actions.html#_add_monitor', 'mlops_core/actions.py'),
                                     'mlops_core.actions._add_rollout': ('actions.html#_add_rollout', 'mlops_core/actions.py'),
                                     'mlops_core.actions._add_service': ('actions.html#_add_service', 'mlops_core/actions.py'),
                                     'mlops_core.actions._advance': ('actions.html#_advance', 'mlops_core/actions.py'),
@@ -10,6 +11,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mlops_core', 'doc_host': '
                                     'mlops_core.actions._export': ('actions.html#_export', 'mlops_core/actions.py'),
                                     'mlops_core.actions._governance': ('actions.html#_governance', 'mlops_core/actions.py'),
                                     'mlops_core.actions._list_keys': ('actions.html#_list_keys', 'mlops_core/actions.py'),
+                                    'mlops_core.actions._monitor': ('actions.html#_monitor', 'mlops_core/actions.py'),
                                     'mlops_core.actions._promote': ('actions.html#_promote', 'mlops_core/actions.py'),
                                     'mlops_core.actions._release': ('actions.html#_release', 'mlops_core/actions.py'),
                                     'mlops_core.actions._reproduce': ('actions.html#_reproduce', 'mlops_core/actions.py'),
@@ -21,6 +23,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mlops_core', 'doc_host': '
                                     'mlops_core.actions._start': ('actions.html#_start', 'mlops_core/actions.py'),
                                     'mlops_core.actions._status': ('actions.html#_status', 'mlops_core/actions.py'),
                                     'mlops_core.actions._stop': ('actions.html#_stop', 'mlops_core/actions.py'),
+                                    'mlops_core.actions._time': ('actions.html#_time', 'mlops_core/actions.py'),
                                     'mlops_core.actions._verify': ('actions.html#_verify', 'mlops_core/actions.py'),
                                     'mlops_core.actions.add_commands': ('actions.html#add_commands', 'mlops_core/actions.py')},
             'mlops_core.alerts': { 'mlops_core.alerts._changed': ('alerts.html#_changed', 'mlops_core/alerts.py'),

@@ -22,6 +22,7 @@ from .govern import GovernanceError
 from .governance import governance_report
 from .keys import SCOPES, KeyRefused, create_key, list_keys, revoke_key
 from .log import erase
+from .monitor import monitor_round
 from .package import find_version, model_folder, packaged, reproduce
 from .release import SmokeRefused, release
 from .rollout import RolloutError, RolloutRefused, abort, advance, guard, rollback, start, status
@@ -150,6 +151,26 @@ def _status(options: argparse.Namespace) -> int:
     print(status(options.model))
     return 0
 
+# %% ../nbs/49_actions.ipynb #9241bbbf
+def _time(text: str | None) -> pd.Timestamp | None:
+    try:
+        return pd.Timestamp(text, tz="UTC") if text else None
+    except ValueError:
+        raise GovernanceError(f"{text!r} is no time; write it as 2026-03-01 or 2026-03-01T12:00 (UTC)") from None
+
+
+def _monitor(options: argparse.Namespace) -> int:
+    found = monitor_round(options.model, _time(options.at), options.metrics)
+    print(found)
+    return 4 if len(found.alerts) else 0
+
+
+def _add_monitor(commands, command) -> None:
+    one = command(commands, "monitor", _monitor, "one monitoring round on the live version; exit code 4 while an alert is open", acts=False)
+    one.add_argument("model")
+    one.add_argument("--at", metavar="TIME", help="look as of then, UTC; default: now")
+    one.add_argument("--metrics", metavar="URL", help="the server's metrics page, as in http://127.0.0.1:8080/metrics")
+
 # %% ../nbs/49_actions.ipynb #3c3a4759
 def _add_service(commands, command, as_somebody) -> None:
     door = command(commands, "serve", _serve, "answer requests over HTTP with the live version", acts=False)
@@ -195,7 +216,7 @@ def _add_rollout(commands, command, as_somebody) -> None:
 
 # %% ../nbs/49_actions.ipynb #0712097d
 def add_commands(commands) -> None:
-    "Add signoff, promote, reproduce, governance, audit, serve, score, key, erase, release and rollout to the subparsers `commands`."
+    "Add signoff, promote, reproduce, governance, audit, serve, score, key, erase, release, rollout and monitor to the subparsers `commands`."
     def as_somebody(made):
         made.add_argument("--actor", required=True, metavar="NAME", help="who acts; see data/policies/people.toml")
         made.add_argument("--role", required=True, help="as what; self-declared where there is no identity provider")
@@ -231,6 +252,7 @@ def add_commands(commands) -> None:
     command(log, "export", _export, "write a folder for an auditor", acts=False).add_argument("folder", type=Path)
     _add_service(commands, command, as_somebody)
     _add_rollout(commands, command, as_somebody)
+    _add_monitor(commands, command)
 
 # %% ../nbs/49_actions.ipynb #9453b05c
 def _act(run, options: argparse.Namespace) -> int:

@@ -179,6 +179,7 @@ ACTIONS = {
     "serve": "answer requests over HTTP", "score": "score a parquet file", "key": "give out and take back keys of the API",
     "erase": "erase a person's answers and outcomes", "release": "bring a version to production",
     "rollout": "replace the live version step by step, and go back",
+    "monitor": "look at the live version once; exit code 4 while an alert is open",
 }  # fmt: skip
 
 
@@ -215,7 +216,7 @@ def parser(words: list[str] = ()) -> argparse.ArgumentParser:
 
 # %% ../nbs/50_cli.ipynb #87b97f4a
 def main(words: list[str] | None = None) -> int:
-    "Do what `words` (default: the command line) say; returns the exit code: 0 done, 1 it failed, 2 asked for something impossible, 3 a gate refused."
+    "Do what `words` (default: the command line) say; returns the exit code: 0 done, 1 it failed, 2 impossible, 3 a gate refused, 4 an alert is open."
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace") if hasattr(stream, "reconfigure") else None
     try:
