@@ -29,6 +29,7 @@ from .rollout import RolloutError, RolloutRefused, abort, advance, guard, rollba
 from .serve import ServeRefused, serve
 from .signoff import acting, sign_off
 from .traffic import RolloutConflict
+from .views import write_fleet
 
 # %% ../nbs/49_actions.ipynb #03fb2134
 def _signoff(options: argparse.Namespace) -> int:
@@ -165,7 +166,14 @@ def _monitor(options: argparse.Namespace) -> int:
     return 4 if len(found.alerts) else 0
 
 
+def _fleet(options: argparse.Namespace) -> int:
+    print(write_fleet(options.folder))
+    return 0
+
+
 def _add_monitor(commands, command) -> None:
+    page = command(commands, "fleet", _fleet, "write the page of all models: versions, owners, health, duties due, cost", acts=False)
+    page.add_argument("--folder", type=Path, help="default: the workspace")
     one = command(commands, "monitor", _monitor, "one monitoring round on the live version; exit code 4 while an alert is open", acts=False)
     one.add_argument("model")
     one.add_argument("--at", metavar="TIME", help="look as of then, UTC; default: now")
@@ -216,7 +224,7 @@ def _add_rollout(commands, command, as_somebody) -> None:
 
 # %% ../nbs/49_actions.ipynb #0712097d
 def add_commands(commands) -> None:
-    "Add signoff, promote, reproduce, governance, audit, serve, score, key, erase, release, rollout and monitor to the subparsers `commands`."
+    "Add signoff, promote, reproduce, governance, audit, serve, score, key, erase, release, rollout, monitor and fleet to the subparsers `commands`."
     def as_somebody(made):
         made.add_argument("--actor", required=True, metavar="NAME", help="who acts; see data/policies/people.toml")
         made.add_argument("--role", required=True, help="as what; self-declared where there is no identity provider")

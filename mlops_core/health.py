@@ -6,7 +6,7 @@
 __all__ = ['answered', 'measure', 'with_intervals', 'Reference', 'reference', 'silence', 'service', 'drifted', 'expected',
            'came_true', 'Look', 'look']
 
-# %% ../nbs/15_health.ipynb #e8520889
+# %% ../nbs/15_health.ipynb #9cf60f99
 import contextlib
 import functools
 from dataclasses import dataclass, field
@@ -21,9 +21,9 @@ from .drift import drift_report
 from .estimate import Confidence, ErrorModel, calibration_noise, check_estimator, fit_estimator
 from .evaluate import Costs
 from .gates import mean_interval, open_overrides
-from .govern import Limits, load_use_case, policy_of
+from .govern import Limits, UseCase, load_use_case, policy_of
 from .log import expand
-from .maturity import Immature, Window, label_clock, latest_due, mature_rows, why, window
+from .maturity import Immature, LabelClock, Window, label_clock, latest_due, mature_rows, why, window
 from .package import LoadedModel, facts, find_version, load_model, packaged, recipe_of
 
 # %% ../nbs/15_health.ipynb #e724f7d4
@@ -63,7 +63,7 @@ def with_intervals(loaded: LoadedModel, answers: pd.DataFrame, blocks: int = 10)
         table.loc[table["metric"] == "ece", "low"] = value["ece"] - calibration_noise(answers["probability"])
     return table
 
-# %% ../nbs/15_health.ipynb #f084f562
+# %% ../nbs/15_health.ipynb #fefad5a3
 @dataclass(frozen=True)
 class Reference:
     """What a version did on its test part, against which windows are held.
@@ -79,6 +79,14 @@ class Reference:
     trusted: bool
     inputs: Profile | None = field(repr=False)
     scores: Profile | None = field(repr=False)
+
+    def limits(self, use_case: UseCase, clock: LabelClock) -> dict[str, tuple[float | None, float | None]]:
+        "The lowest and highest value that each metric may have in production."
+        rules, was = use_case.limits, self.table.set_index("metric").loc[self.metric, "value"]
+        edge = float(was - self.sign * rules.champion_margin)
+        bounds = {metric: (bound.at_least, bound.at_most) for metric, bound in rules.metrics.items()}
+        return {self.metric: (edge, None) if self.sign > 0 else (None, edge)} | bounds | {
+            "p99_ms": (None, rules.p99_ms), "matured_share": (clock.minimum, None)}  # fmt: skip
 
     def gap(self, row: pd.Series) -> tuple[float, float]:
         "How much better a row (metric, value, low, high) is than at approval, and half of the 95 % interval of that."
@@ -257,11 +265,13 @@ def _overrides(name: str, known: Reference) -> dict:
     told = "; ".join(f"{row.gates} passed over by {row.by} until {row.until[:10]}" for row in gone.itertuples()) or "no override has run out"
     return _judged("overrides", len(gone), 0, len(gone) > 0, True, told)
 
-# %% ../nbs/15_health.ipynb #0fa14653
+# %% ../nbs/15_health.ipynb #0b47045d
 def _volume(recent: Window) -> pd.DataFrame:
-    "What was done in a window, which needs no outcome: answers, p99_ms, and the share of each action."
+    "What was done in a window, which needs no outcome: answers, p99_ms, seconds_per_1000 answers, and the share of each action."
     rows, n = recent.rows, len(recent.rows)
-    found = [{"metric": "answers", "value": n, "n": n}, {"metric": "p99_ms", "value": rows["latency_ms"].astype(float).quantile(0.99), "n": n}]
+    taken = rows["latency_ms"].astype(float)
+    found = [{"metric": "answers", "value": n, "n": n}, {"metric": "p99_ms", "value": taken.quantile(0.99), "n": n},
+             {"metric": "seconds_per_1000", "value": taken.mean(), "n": n}]  # milliseconds an answer are seconds a thousand
     for action, count in rows["action"][rows["action"] != ""].value_counts().items():
         low, high = proportion_confint(count, n, 0.05, "wilson")
         found.append({"metric": f"share {action}", "value": count / n, "low": low, "high": high, "n": n})
