@@ -37,7 +37,7 @@ SAMPLE = 2**18  # rows that choose the bins of a larger table
 class ProfileError(ValueError):
     "Profiles that cannot be added or compared, or a table that cannot be profiled; the message says what to do."
 
-# %% ../nbs/08_counts.ipynb #944934ad
+# %% ../nbs/08_counts.ipynb #7fedfb5c
 @dataclass(frozen=True, eq=False)
 class Profile:
     """What is kept of a table: the number of its `rows`, and `Counts` by column.
@@ -62,6 +62,8 @@ class Profile:
         starts = np.cumsum([0, *lengths])
         picks = [places[(places >= start) & (places < stop)] - start for start, stop in pairwise(starts)]
         sample = pd.concat(_each(parts, _taken, picks), ignore_index=True)
+        if unknown := set(columns or ()) - set(sample):
+            raise ProfileError(f"there is no column {', '.join(sorted(unknown))}; there are {', '.join(map(str, sample))}")
         bins = {str(name): empty_counts(kind, choose_marks(kind, sample[name])) for name in sample if (kind := column_kind(sample[name]))}
         if not len(sample) or not bins:
             raise ProfileError("a table without rows, or without a column of numbers or categories, has no profile; look at what was read")
