@@ -221,7 +221,7 @@ def parser(words: list[str] = ()) -> argparse.ArgumentParser:
     which.add_argument("--all", action="store_true", help="all cases")
     one.add_argument("-p", "--parameter", action="append", default=[], type=name_and_text, metavar="NAME VALUE", help="may be repeated")
     one.add_argument("--describe", action="store_true", help="show the parameters instead of running")
-    one.add_argument("--view", metavar="ROLE", help="devops, data_scientist, business or risk_manager: its page on the live version, of -p period 2017-12")
+    one.add_argument("--view", metavar="ROLE", help="what devops, data_scientist, business or risk_manager decide on, of -p period 2017-12")
     one.add_argument("--timeout", type=_seconds, default=1800, metavar="SECONDS", help="for the whole run; default: %(default)s")
     one.add_argument("--open", action="store_true", help="open the report in a browser, where there is one")
     two = command("compare", compare, "say which numbers moved from one run to another, and what else differs")
