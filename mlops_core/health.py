@@ -6,7 +6,7 @@
 __all__ = ['answered', 'measure', 'with_intervals', 'Reference', 'reference', 'silence', 'service', 'drifted', 'expected',
            'came_true', 'Look', 'look']
 
-# %% ../nbs/15_health.ipynb #0d87c046
+# %% ../nbs/15_health.ipynb #b6dfe60f
 import contextlib
 import functools
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
 from .core import now
-from .counts import Profile, read_reference
+from .counts import Profile, reference_profile
 from .drift import drift_report
 from .estimate import Confidence, ErrorModel, calibration_noise, check_estimator, fit_estimator
 from .evaluate import Costs
@@ -108,7 +108,7 @@ def reference(name: str, version: int | str = "champion") -> Reference:
     number = find_version(name, version)
     return _reference(name, number, packaged(name, number)["manifest"])
 
-# %% ../nbs/15_health.ipynb #7b9a1e37
+# %% ../nbs/15_health.ipynb #e811336c
 @functools.lru_cache(maxsize=4)
 def _reference(name: str, version: int, manifest: str) -> Reference:
     loaded = load_model(name, version)
@@ -121,7 +121,7 @@ def _reference(name: str, version: int, manifest: str) -> Reference:
     scores = Profile.fit(answers[["probability"]]) if "probability" in answers else None
     known = metric in set(table["metric"])  # of lists, less is known in production than at approval
     return Reference(loaded, metric if known else table["metric"].iloc[0], sign if known else 1, table, fitted, trusted,
-                     read_reference(loaded.folder)["inputs"] if rows else None, scores)  # fmt: skip
+                     reference_profile(loaded.folder) if rows else None, scores)  # fmt: skip
 
 # %% ../nbs/15_health.ipynb #a3a96692
 def _judged(check: str, value: float, limit: float, breach: bool, enough: bool, why: str, otherwise: str = "too few") -> dict:

@@ -6,11 +6,12 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mlops_core import alerts, audit, core, gates, health, log, monitor
+from mlops_core import alerts, audit, core, gates, health, log, monitor, views
 from mlops_core.artifact import ArtifactError
 from mlops_core.cli import main
 from mlops_core.data import Case
@@ -171,3 +172,102 @@ def test_a_metrics_page_says_errors_times_and_who_waits():
     assert monitor.resources(page) == {"requests": 1000, "errors": 0.05, "http_p99_ms": 50, "in_flight": 7}
     empty = monitor.resources("")
     assert empty["requests"] == 0 and np.isnan(empty["errors"]) and np.isnan(empty["http_p99_ms"])
+
+
+@pytest.fixture(scope="module")
+def watched(packaged_once, tmp_path_factory):
+    "A workspace with five months of traffic, a broken feed in the third, and a round every 15 days; gives its folder."
+    folder, version, fold = packaged_once
+    with pytest.MonkeyPatch.context() as patch:
+        workspace = shutil.copytree(folder, tmp_path_factory.mktemp("watched") / "workspace")
+        patch.setenv("MLOPS_WORKSPACE", str(workspace))
+        broken = lambda day, rows: rows.assign(limit_bal=rows["limit_bal"] / 30) if 60 <= day < 90 else rows  # noqa: E731
+        play((version, fold), patch, 150, change=broken)
+        for day in range(30, 166, 15):
+            monitor.monitor_round("credit_risk", START + day * DAY)
+    return workspace
+
+
+@pytest.fixture()
+def seen(watched, tmp_path, monkeypatch):
+    "A copy of it, on the day after the last round."
+    monkeypatch.setenv("MLOPS_WORKSPACE", str(shutil.copytree(watched, tmp_path / "workspace")))
+    monkeypatch.setattr(core, "now", lambda: pd.Timestamp(START + 166 * DAY, tz="UTC"))
+    return tmp_path / "workspace"
+
+
+def headings(page):
+    return [title.text for title in BeautifulSoup(page.read_text(), "html.parser")("h2")]
+
+
+def test_each_role_sees_what_it_decides_on_and_no_more(seen):
+    pages = {view: views.write_view("credit_risk", view) for view in views.VIEWS}
+    assert headings(pages["risk_manager"]) == ["Limits", "Breaches", "Overrides"]
+    assert headings(pages["devops"]) == ["Your alerts", "Service", "Roll-outs"]
+    assert headings(pages["data_scientist"]) == ["Expected and realised", "Alerts", "How estimates fared"] and len(headings(pages["business"])) == 1
+    told = {view: BeautifulSoup(page.read_text(), "html.parser").get_text(" ") for view, page in pages.items()}
+    assert "limit_bal: drift" in told["data_scientist"] and "limit_bal" not in told["business"] + told["devops"]
+    for page in pages.values():
+        soup = BeautifulSoup(page.read_text(), "html.parser")
+        assert not soup("script") and not soup("link", href=lambda href: href != "data:,") and all(image["alt"] for image in soup("img"))
+        assert all(image["src"].startswith("data:image/png") for image in soup("img")) and page.stat().st_size < 400_000
+
+
+def test_a_period_shows_its_own_windows_and_the_alerts_that_were_open_in_it(seen):
+    every = alerts.alert_history("credit_risk").set_index("check")
+    month = f"{every.loc['drift', 'opened_at']:%Y-%m}"
+    assert "drift" in set(views.alerts_in("credit_risk", month)["check"]) and "drift" not in set(views.alerts_in("credit_risk", "2027-02")["check"])
+    assert views.alerts_in("credit_risk", "2026").empty
+    found = views.metrics_in("credit_risk", "2027-03")
+    assert found["as_of"].between("2027-03-01", "2027-04-01").all() and len(found) < len(views.metrics_in("credit_risk")) / 2
+    quarters = [len(views.metrics_in("credit_risk", f"2027Q{number}")) for number in (1, 2, 3, 4)]
+    assert sum(quarters) == len(views.metrics_in("credit_risk", "2027"))
+    shown = views.view_facts("credit_risk", "risk_manager", "2027-03")["items"][0]
+    assert shown["value"] == found[found["metric"] == "roc_auc"]["value"].iloc[-1]
+
+
+def test_the_business_reads_the_cost_of_its_decisions(seen):
+    facts = views.view_facts("credit_risk", "business")
+    cost = views.metrics_in("credit_risk").query("metric == 'cost_per_1000'")["value"].iloc[-1]
+    assert next(item for item in facts["items"] if item["name"] == "cost_per_1000")["value"] == cost
+    assert 0 < next(item for item in facts["items"] if item["name"] == "share approve")["value"] < 1
+    assert views.baseline_cost(health.reference("credit_risk")) is None, "no baseline was packaged, so nothing is claimed"
+    assert "Without the model" not in facts["verdict"]
+
+
+def test_the_fleet_has_a_row_for_each_use_case_also_where_files_are_damaged(seen, monkeypatch):
+    table = views.fleet().set_index("model")
+    assert table["health"].to_dict()["recommendation"] == "none live" and table.loc["credit_risk", "version"] == "1"
+    assert table.loc["credit_risk", "due"] == "", "the round was a day ago"
+    text = BeautifulSoup(views.write_fleet().read_text(), "html.parser").get_text(" ")
+    assert "1 of 3 models are live" in text and "consumption_forecast" in text
+
+    def damaged(name):
+        raise ArtifactError("changed: data/parts/model")
+
+    monkeypatch.setattr(views, "reference", damaged)
+    assert views.fleet().set_index("model").loc["credit_risk", "health"] == "files damaged"
+
+
+def test_duties_that_are_late_are_on_the_fleet_page(seen, monkeypatch):
+    monkeypatch.setattr(core, "now", lambda: pd.Timestamp(START + 180 * DAY, tz="UTC"))
+    due = views.fleet().set_index("model").loc["credit_risk", "due"]
+    assert "monitoring round, every 1 days" in due and "Drift of each column against training (data scientist)" in due
+    assert "Realised default rate" not in due, "that is looked at every 90 days"
+
+
+def test_views_and_fleet_from_the_command_line(seen, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("MLOPS_WORKSPACE", str(tmp_path / "elsewhere"))
+    asked = ["report", "credit_risk", "--view", "risk_manager", "-p", "period", "2027-03"]
+    assert main([*asked, "-p", "workspace", str(seen)]) == 0
+    page = capsys.readouterr().out.strip()
+    assert page.endswith("risk_manager-2027-03.html") and (seen / "views" / "credit_risk" / "risk_manager-2027-03.html").is_file()
+    assert main(["fleet", "--workspace", str(seen)]) == 0 and (seen / "fleet.html").is_file()
+    for words, message in (
+        (["--view", "risk_manger"], "did you mean risk_manager"), (["--view", "devops", "-p", "period", "last month"], "no period 'last month'"),
+        (["--view", "devops", "-p", "seed", "3"], "no parameter of a view 'seed'"),
+    ):  # fmt: skip
+        assert main(["report", "credit_risk", *words]) == 2
+        assert message in capsys.readouterr().err
+    monkeypatch.setenv("MLOPS_WORKSPACE", str(tmp_path / "empty"))
+    assert main(["report", "credit_risk", "--view", "devops"]) == 2 and "has no champion" in capsys.readouterr().err
