@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,11 +12,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mlops_core import alerts, audit, core, gates, health, log, monitor, views
+from mlops_core import alerts, audit, core, forecast, gates, health, log, monitor, views
 from mlops_core.artifact import ArtifactError
 from mlops_core.cli import main
 from mlops_core.data import Case
 from mlops_core.experiment import classification_fold, probabilities, probability_score
+from mlops_core.govern import Limits
 from mlops_core.log import Prediction, PredictionLog
 from mlops_core.package import Recipe, package_model
 
@@ -271,3 +273,31 @@ def test_views_and_fleet_from_the_command_line(seen, monkeypatch, capsys, tmp_pa
         assert message in capsys.readouterr().err
     monkeypatch.setenv("MLOPS_WORKSPACE", str(tmp_path / "empty"))
     assert main(["report", "credit_risk", "--view", "devops"]) == 2 and "has no champion" in capsys.readouterr().err
+
+
+def test_forecasts_and_lists_are_measured_from_the_log_as_well():
+    hours = pd.date_range("2027-01-01", periods=240, freq="h")
+    said = pd.DataFrame({"origin": hours.normalize(), "time": hours, "forecast": 100.0, "low": 90.0, "high": 110.0})
+    truth = said[["origin", "time"]].assign(actual=100 + np.tile([5.0, -5.0, 20.0], 80))
+    scored = SimpleNamespace(score=forecast.score)
+    rows = pd.DataFrame({"output": [row.to_json(date_format="iso") for _, row in said.iterrows()], "value": truth["actual"]})
+    opened = health.answered(pd.concat([rows, pd.DataFrame({"output": ["{}"], "value": [np.nan]})], ignore_index=True))
+    assert len(opened) == 240 and health.measure(scored, opened) == pytest.approx(health.measure(scored, health._with_truth(said, truth)))
+    table = health.with_intervals(scored, opened).set_index("metric")
+    assert table.loc["mae", "value"] == pytest.approx(10) and table.loc["coverage_80", "value"] == pytest.approx(2 / 3)
+    assert table.loc["mae", "low"] <= 10 <= table.loc["mae", "high"] and np.isfinite(table["high"]).all()
+
+    lists = pd.DataFrame({"user": np.repeat(np.arange(30), 5), "rank": np.tile(np.arange(1, 6), 30), "item": np.tile(np.arange(5), 30)})
+    bought = pd.DataFrame({"user": [0, 0, 1, 99], "item": [0, 4, 2, 0]})
+    shown = health._with_truth(lists, bought)
+    assert health.measure(None, shown) == {"hits_per_list": 0.1, "hit_rate": pytest.approx(2 / 30)}
+    assert np.isnan(health.with_intervals(None, shown)["low"]).sum() == 0
+
+
+def test_a_breach_of_a_bound_needs_the_whole_interval_beyond_it():
+    limits = Limits(champion_margin=1, p99_ms=1, size_bytes=1, metrics={"coverage_80": {"at_least": 0.7, "at_most": 0.9}})
+    for value, low, high, expected in ((0.6, 0.5, 0.69, "breach"), (0.6, 0.5, 0.75, "pass"), (0.95, 0.91, 1.0, "breach"), (0.8, 0.75, 0.85, "pass"),
+                                       (0.6, -np.inf, np.inf, "too few")):  # fmt: skip
+        table = pd.DataFrame([{"metric": "coverage_80", "value": value, "low": low, "high": high, "n": 300}])
+        assert health._bounds(limits, table)["verdict"] == expected
+    assert health._bounds(limits, table.assign(metric="mae"))["verdict"] == "not watched"
