@@ -152,25 +152,25 @@ def _status(options: argparse.Namespace) -> int:
     print(status(options.model))
     return 0
 
-# %% ../nbs/49_actions.ipynb #9241bbbf
+# %% ../nbs/49_actions.ipynb #b2d37e24
 def _time(text: str | None) -> pd.Timestamp | None:
     try:
         return pd.Timestamp(text, tz="UTC") if text else None
     except ValueError:
         raise GovernanceError(f"{text!r} is no time; write it as 2026-03-01 or 2026-03-01T12:00 (UTC)") from None
 
-
+# %% ../nbs/49_actions.ipynb #5633a6be
 def _monitor(options: argparse.Namespace) -> int:
     found = monitor_round(options.model, _time(options.at), options.metrics)
     print(found)
     return 4 if len(found.alerts) else 0
 
-
+# %% ../nbs/49_actions.ipynb #d889b87d
 def _fleet(options: argparse.Namespace) -> int:
     print(write_fleet(options.folder))
     return 0
 
-
+# %% ../nbs/49_actions.ipynb #7365004c
 def _add_monitor(commands, command) -> None:
     page = command(commands, "fleet", _fleet, "write the page of all models: versions, owners, health, duties due, cost", acts=False)
     page.add_argument("--folder", type=Path, help="default: the workspace")

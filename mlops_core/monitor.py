@@ -57,7 +57,7 @@ def _server(url: str, limits: Limits) -> tuple[list[dict], pd.DataFrame]:
              "why": f"{found['in_flight']:.0f} requests wait; from {waiting} on they are refused"}]  # fmt: skip
     return rows, pd.DataFrame(found.items(), columns=["metric", "value"]).dropna()
 
-# %% ../nbs/15_monitor.ipynb #bb64cde6
+# %% ../nbs/15_monitor.ipynb #c78dce26
 @dataclass(frozen=True)
 class Round:
     "One monitoring round: what the `look` found, and the alerts that are open after it."
@@ -72,7 +72,7 @@ class Round:
                  for row in self.alerts.itertuples()]  # fmt: skip
         return "\n".join([head, *rows, *open_])
 
-
+# %% ../nbs/15_monitor.ipynb #56d4faee
 def monitor_round(name: str, as_of=None, metrics_url: str | None = None) -> Round:
     """Look at the live version of `name` once, as of `as_of` (now), and at its server's metrics page if its address is given.
 
@@ -91,16 +91,16 @@ def monitor_round(name: str, as_of=None, metrics_url: str | None = None) -> Roun
     audit.append("monitored", name, noted, actor="monitor", role="system")
     return Round(found, open_)
 
-# %% ../nbs/15_monitor.ipynb #83e1c76a
+# %% ../nbs/15_monitor.ipynb #df040b8f
 NUMBERS = ("value", "low", "high")
 
-
+# %% ../nbs/15_monitor.ipynb #745d49bf
 def series(name: str) -> pd.DataFrame:
     "The metrics of `name` in production, a row per metric and end of window (`as_of`), the last word on each: metric, value, low, high, n, as_of."
     found = read_evaluations(subject=name, dataset="production").drop_duplicates(["metric", "as_of"], keep="last")
     return found.sort_values("as_of", kind="stable", ignore_index=True)[[*NUMBERS, "metric", "n", "as_of"]].astype(dict.fromkeys(NUMBERS, float))
 
-
+# %% ../nbs/15_monitor.ipynb #fc1ba0ca
 def scored(name: str) -> pd.DataFrame:
     "How estimates fared once outcomes came: as_of, metric, estimated, low, high, realised, inside."
     found = series(name)
@@ -109,7 +109,7 @@ def scored(name: str) -> pd.DataFrame:
     return both.assign(inside=both["realised"].between(both["low"], both["high"]))[
         ["as_of", "metric", "estimated", "low", "high", "realised", "inside"]]  # fmt: skip
 
-# %% ../nbs/15_monitor.ipynb #ac196ec9
+# %% ../nbs/15_monitor.ipynb #e57ed06f
 def plot_performance(name: str, metric: str | None = None) -> plt.Figure:
     """A metric of `name` (by default the one that it is judged by) on one time axis: estimated with its band, realised with intervals, the
     value at approval; and where an alert of severity high was open, shaded."""

@@ -29,7 +29,7 @@ from .page import card, fill, in_words
 from .signoff import people, responsibilities
 from .traffic import rollout_history
 
-# %% ../nbs/19_views.ipynb #6f1f34ff
+# %% ../nbs/19_views.ipynb #12720bc8
 def span(period: str = "") -> tuple[pd.Timestamp, pd.Timestamp]:
     "Beginning and end of a period such as 2017, 2017Q4, 2017-12 or 2017-12-24; all of time for ''. Raises `UnknownName` for another text."
     if not period:
@@ -40,13 +40,13 @@ def span(period: str = "") -> tuple[pd.Timestamp, pd.Timestamp]:
         raise unknown("period", period, ["2017", "2017Q4", "2017-12", "2017-12-24"]) from None
     return found.start_time, (found + 1).start_time
 
-
+# %% ../nbs/19_views.ipynb #6a362e8f
 def metrics_in(name: str, period: str = "") -> pd.DataFrame:
     "The metrics of windows that end in the period: metric, value, low, high, n, as_of."
     (start, end), found = span(period), series(name)
     return found[(found["as_of"] > start) & (found["as_of"] <= end)]
 
-
+# %% ../nbs/19_views.ipynb #d7a85ca0
 def alerts_in(name: str, period: str = "", owners: tuple = ()) -> pd.DataFrame:
     "The alerts that were open in the period, the newest first, of some owners if they are named."
     (start, end), found = span(period), alert_history(name)
@@ -54,12 +54,12 @@ def alerts_in(name: str, period: str = "", owners: tuple = ()) -> pd.DataFrame:
     found = found.assign(opened_at=began, closed_at=ended)[(began < end) & ((found["state"] == "open") | (ended >= start))]
     return (found[found["owner"].isin(owners)] if owners else found).iloc[::-1]
 
-# %% ../nbs/19_views.ipynb #34f5b221
+# %% ../nbs/19_views.ipynb #69cb21e6
 def _newest(found: pd.DataFrame, metric: str) -> dict | None:
     rows = found[found["metric"] == metric]
     return rows.iloc[-1].to_dict() if len(rows) else None
 
-
+# %% ../nbs/19_views.ipynb #4c0ac232
 def _card(found: pd.DataFrame, metric: str, label: str, limits: dict | None = None) -> list[dict]:
     "The newest value of a metric as a card's item, none where there is no value."
     row = _newest(found, metric)
@@ -71,21 +71,21 @@ def _card(found: pd.DataFrame, metric: str, label: str, limits: dict | None = No
     limit = least if least is not None else most
     return [item if limit is None else item | {"limit": limit, "greater_is_better": least is not None}]
 
-
+# %% ../nbs/19_views.ipynb #b73c67ff
 def _told(rows: pd.DataFrame) -> list[dict]:
     books = runbooks()
     return [{"check": row.check, "severity": row.severity, "owner": row.owner.replace("_", " "), "since": f"{row.opened_at:%Y-%m-%d}",
              "until": f"{row.closed_at:%Y-%m-%d}" if row.state == "closed" else "", "rounds": row.rounds, "evidence": row.evidence,
              "do": books[row.check].do} for row in rows.itertuples()]  # fmt: skip
 
-# %% ../nbs/19_views.ipynb #0eff3836
+# %% ../nbs/19_views.ipynb #7ab78214
 def _picture(figure: plt.Figure) -> str:
     target = io.BytesIO()
     figure.savefig(target, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
     return "data:image/png;base64," + base64.b64encode(target.getvalue()).decode()
 
-
+# %% ../nbs/19_views.ipynb #6003bc67
 def _html(table: pd.DataFrame) -> str:
     def shown(value):
         if value is None or value is pd.NaT or value != value:
@@ -94,7 +94,7 @@ def _html(table: pd.DataFrame) -> str:
 
     return table.astype(object).map(shown).to_html(index=False, border=0) if len(table) else "<p>None.</p>"
 
-
+# %% ../nbs/19_views.ipynb #2f515cf7
 def plot_limits(found: pd.DataFrame, limits: dict) -> plt.Figure:
     "The series of each metric that has a limit, one under the other, with its limit; a window beyond it is marked."
     named = [metric for metric in limits if (found["metric"] == metric).any()]
@@ -111,12 +111,12 @@ def plot_limits(found: pd.DataFrame, limits: dict) -> plt.Figure:
     figure.autofmt_xdate()
     return figure
 
-
+# %% ../nbs/19_views.ipynb #9824ae2a
 def _beyond(rows: pd.DataFrame, least: float | None, most: float | None) -> pd.Series:
     "Windows whose value lies beyond a limit."
     return (rows["value"] < (-np.inf if least is None else least)) | (rows["value"] > (np.inf if most is None else most))
 
-# %% ../nbs/19_views.ipynb #c5df09b4
+# %% ../nbs/19_views.ipynb #d8f663a2
 def _operator(name: str, period: str, known: Reference, limits: dict) -> dict:
     found, mine = metrics_in(name, period), alerts_in(name, period, ("devops",))
     open_, rounds = int((mine["state"] == "open").sum()), audit.entries(name, event="monitored")
@@ -134,7 +134,7 @@ def _operator(name: str, period: str, known: Reference, limits: dict) -> dict:
                   {"title": "Roll-outs", "table": _html(pd.DataFrame(moves))}],
     }  # fmt: skip
 
-# %% ../nbs/19_views.ipynb #4850e9ec
+# %% ../nbs/19_views.ipynb #af7aaba2
 def _scientist(name: str, period: str, known: Reference, limits: dict) -> dict:
     found, mine = metrics_in(name, period), alerts_in(name, period, ("data_scientist", "data_engineer"))
     fared = scored(name)
@@ -152,7 +152,7 @@ def _scientist(name: str, period: str, known: Reference, limits: dict) -> dict:
                   {"title": "How estimates fared", "table": _html(by)}],
     }  # fmt: skip
 
-# %% ../nbs/19_views.ipynb #0469dd54
+# %% ../nbs/19_views.ipynb #6c62ebc9
 def baseline_cost(known: Reference) -> float | None:
     "What deciding by the packaged baseline costs per 1,000 decisions on the test part; None where costs are not measured so."
     answers, scores = evidence(known.loaded.folder, "baseline"), known.table.set_index("metric")["value"]
@@ -160,7 +160,7 @@ def baseline_cost(known: Reference) -> float | None:
         return None
     return known.loaded.score(recipe_of(known.loaded.folder).fold().y_test, answers)["cost_per_1000"]
 
-
+# %% ../nbs/19_views.ipynb #b765f830
 def plot_kpi(rows: pd.DataFrame, kpi: str, without: float | None) -> plt.Figure:
     "The business number by end of window, beside what there would be without the model, where that is known."
     figure, axis = plt.subplots(figsize=(7.2, 2.6))
@@ -172,7 +172,7 @@ def plot_kpi(rows: pd.DataFrame, kpi: str, without: float | None) -> plt.Figure:
     figure.autofmt_xdate()
     return figure
 
-
+# %% ../nbs/19_views.ipynb #7e30e04a
 def _business(name: str, period: str, known: Reference, limits: dict) -> dict:
     found, without = metrics_in(name, period), baseline_cost(known)
     cost, worst = _newest(found, "cost_per_1000"), alerts_in(name, period).query("state == 'open' and severity == 'high'")
@@ -190,7 +190,7 @@ def _business(name: str, period: str, known: Reference, limits: dict) -> dict:
                    "table": _html(costs.iloc[::-1])}],
     }  # fmt: skip
 
-# %% ../nbs/19_views.ipynb #0e011308
+# %% ../nbs/19_views.ipynb #6c13d9b9
 def _risk_manager(name: str, period: str, known: Reference, limits: dict) -> dict:
     found, grave = metrics_in(name, period), alerts_in(name, period)
     grave = grave[(grave["severity"] == "high") | (grave["owner"] == "model_risk_manager")]
@@ -214,11 +214,11 @@ def _risk_manager(name: str, period: str, known: Reference, limits: dict) -> dic
                   {"title": "Overrides", "table": _html(overrides)}],
     }  # fmt: skip
 
-# %% ../nbs/19_views.ipynb #9e37b4b4
+# %% ../nbs/19_views.ipynb #872029c5
 READERS = {"devops": "DevOps", "data_scientist": "the data scientist", "business": "the business", "risk_manager": "the model risk manager"}
 VIEWS = {"devops": _operator, "data_scientist": _scientist, "business": _business, "risk_manager": _risk_manager}
 
-
+# %% ../nbs/19_views.ipynb #876a6131
 def view_facts(name: str, view: str, period: str = "") -> dict:
     """What one role decides on about the live version of a case, in a period: question, verdict, items (for cards) and parts.
 
@@ -231,7 +231,7 @@ def view_facts(name: str, view: str, period: str = "") -> dict:
     return found | {"title": f"{use_case.title}, version {known.loaded.version}", "reader": READERS[view], "period": period,
                     "as_of": f"{core.now():%Y-%m-%d %H:%M}"}  # fmt: skip
 
-
+# %% ../nbs/19_views.ipynb #7306c915
 def write_view(name: str, view: str, period: str = "", folder: Path | None = None) -> Path:
     "Write the page of `view_facts` into `folder` (default: views/<case> in the workspace); returns it."
     facts = view_facts(name, view, period)
@@ -241,7 +241,7 @@ def write_view(name: str, view: str, period: str = "", folder: Path | None = Non
     write_whole(page, fill("view.html.j2", view=facts, cards=[card(item) for item in facts["items"]]))
     return page
 
-# %% ../nbs/19_views.ipynb #713dd944
+# %% ../nbs/19_views.ipynb #70fb6b12
 def _due(name: str, rounds: pd.DataFrame) -> list[str]:
     "What somebody should have done by now: looks of the monitoring plan, overrides that ran out or soon do."
     last = pd.Timestamp(rounds["payload"].iloc[-1]["as_of"], tz="UTC") if len(rounds) else None
@@ -251,7 +251,7 @@ def _due(name: str, rounds: pd.DataFrame) -> list[str]:
     soon = core.now() + pd.Timedelta(days=7)
     return late + [f"override of {row.gates} ends {row.until[:10]}" for row in open_overrides(name).itertuples() if pd.Timestamp(row.until) < soon]
 
-
+# %% ../nbs/19_views.ipynb #9ec6d607
 def fleet() -> pd.DataFrame:
     """A row per use case: model, version, class, owner, health, open (alerts), due, answers, seconds_per_1000, cost_per_1000, without_model.
 
@@ -267,7 +267,7 @@ def fleet() -> pd.DataFrame:
         rows.append(row | (_running(name) if live else {}))
     return pd.DataFrame(rows)
 
-# %% ../nbs/19_views.ipynb #ab887f6e
+# %% ../nbs/19_views.ipynb #a92a8aab
 def _running(name: str) -> dict:
     found = series(name)
     values = {metric: row["value"] for metric in ("answers", "seconds_per_1000", "cost_per_1000") if (row := _newest(found, metric))}
@@ -276,7 +276,7 @@ def _running(name: str) -> dict:
     except (ArtifactError, GovernanceError):  # the log says that it is live, and its files are not there: the page must still appear
         return values | {"health": "files damaged"}
 
-
+# %% ../nbs/19_views.ipynb #a0c5d1c6
 def write_fleet(folder: Path | None = None) -> Path:
     "Write fleet.html of `fleet` into `folder` (default: the workspace); returns it."
     table = fleet()
