@@ -161,7 +161,7 @@ def _facts(old: Counts, new: Counts) -> _Facts:
         tested = "chi-squared", statistic, effect, p_value
     return _Facts(old.kind, *tested, *stability_index(old, new, 10 if old.kind == "number" else 20), old.rows, new.rows, *shares, p_missing)
 
-# %% ../nbs/08_drift.ipynb #bb644436
+# %% ../nbs/08_drift.ipynb #cf75cb3f
 def _is_constant(column: Counts) -> bool:
     if column.kind == "number":
         return column.known > 0 and column.low == column.high
@@ -175,20 +175,22 @@ def _structure(old: Counts, new: Counts, alpha: float):
             yield verdict, f"{rows:,} of {new.rows:,} rows {said}"
 
 
-def _levels(old: Counts, new: Counts, alpha: float):
-    "New and vanished levels, as pairs of verdict and why."
-    if old.kind != "category" or not old.known or not new.known:
-        return
-    singles = int((old.counts[:-1] == 1).sum())
+def _levels(old: Counts, new: Counts, alpha: float) -> dict[str, str]:
+    "Why, by verdict, for new and vanished levels."
+    if old.kind != "category":
+        return {}
+    found, singles = {}, int((old.counts[:-1] == 1).sum())
     if not old.counts[-1] and chance_of_unseen(int(new.counts[-1]), new.known, old.known, singles) <= alpha:
         names = sorted(new.unseen, key=lambda name: (-new.unseen[name], name))
-        yield "new levels", f"{new.counts[-1]:,} rows with levels that the reference lacks: {', '.join(names[:5])}{' ...' * (len(names) > 5)}"
+        more = " ..." if len(names) > 5 else ""
+        found["new levels"] = f"{new.counts[-1]:,} rows with levels that the reference lacks: {', '.join(names[:5])}{more}"
     gone = {name: int(rows) for name, rows, left in zip(old.marks, old.counts, new.counts, strict=False) if rows and not left}
-    gone = [name for name in gone if chance_of_unseen(gone[name], old.known, new.known) <= alpha / len(old.marks)]
+    gone = [name for name, rows in gone.items() if chance_of_unseen(rows, old.known, new.known) <= alpha / len(old.marks)]
     if gone:
-        yield "vanished levels", f"no row any more with {', '.join(sorted(gone, key=lambda name: (-old.counts[old.marks.index(name)], name))[:5])}"
+        found["vanished levels"] = f"no row any more with {', '.join(gone[:5])}{' ...' if len(gone) > 5 else ''}"
+    return found
 
-# %% ../nbs/08_drift.ipynb #26212364
+# %% ../nbs/08_drift.ipynb #02494098
 def _judge(old: Counts, new: Counts, facts: _Facts, adjusted: dict, alpha: float, effect: float, each: float, minimum: int):
     "All verdicts that hold for a column, the gravest first, as pairs of verdict and why."
     yield from _structure(old, new, each)
@@ -202,10 +204,10 @@ def _judge(old: Counts, new: Counts, facts: _Facts, adjusted: dict, alpha: float
     if not new.known and lost:
         yield "all missing", f"{facts.missing_reference:.1%} were missing, now all {new.rows:,} rows"
     if min(old.known, new.known) >= minimum:
-        yield from _levels(old, new, each)
-        moved = adjusted.get("value", 1.0) <= alpha
+        moved, levels = adjusted.get("value", 1.0) <= alpha, _levels(old, new, each)
         if moved and _is_constant(new) and not _is_constant(old):
-            yield "became constant", f"all {new.known:,} rows have one value"
+            levels["became constant"] = f"all {new.known:,} rows have one value"
+        yield from ((verdict, levels[verdict]) for verdict in ("new levels", "became constant", "vanished levels") if verdict in levels)
         if moved and facts.effect >= effect:
             what = "lie on the other side of some value" if old.kind == "number" else "have another level"
             yield "drift", f"{facts.effect:.1%} of the rows {what}, {_p(adjusted)} over all columns"
