@@ -109,10 +109,11 @@ class Profile:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ProfileError(f"this is no profile ({type(error).__name__}: {error}); write it again with to_json") from None
 
-# %% ../nbs/08_counts.ipynb #0a9e8780
+# %% ../nbs/08_counts.ipynb #5e1ce81e
 def _parts(table, columns: list[str] | None) -> list:
     "The parts of a table in order: the frame, files with the columns to read, or Dask's delayed partitions."
     if isinstance(table, pd.DataFrame):
+        table = table.rename(columns=str)
         return [table if columns is None else table[[name for name in columns if name in table]]]
     if isinstance(table, str | Path):
         files = [Path(table)] if Path(table).is_file() else sorted(Path(table).rglob("*.parquet"))
