@@ -301,3 +301,16 @@ def test_a_breach_of_a_bound_needs_the_whole_interval_beyond_it():
         table = pd.DataFrame([{"metric": "coverage_80", "value": value, "low": low, "high": high, "n": 300}])
         assert health._bounds(limits, table)["verdict"] == expected
     assert health._bounds(limits, table.assign(metric="mae"))["verdict"] == "not watched"
+
+
+def test_a_calibrated_model_does_not_ring_in_small_windows():
+    random, limits = np.random.default_rng(3), Limits(champion_margin=1, p99_ms=1, size_bytes=1, metrics={"ece": {"at_most": 0.03}})
+    loaded, found, over = SimpleNamespace(score=probability_score), [], []
+    for _ in range(40):
+        risk = random.beta(1.2, 4, 250)
+        table = health.with_intervals(loaded, pd.DataFrame({"probability": risk, "value": (random.random(250) < risk).astype(float)}))
+        over.append(table.set_index("metric").loc["ece", "value"] > 0.03)
+        found.append(health._bounds(limits, table)["verdict"] == "breach")
+    assert np.mean(over) > 0.5 and np.mean(found) <= 0.05
+    worse = pd.DataFrame({"probability": risk / 2, "value": (random.random(250) < risk).astype(float)})
+    assert health._bounds(limits, health.with_intervals(loaded, worse))["verdict"] == "breach"
