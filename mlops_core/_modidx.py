@@ -604,6 +604,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mlops_core', 'doc_host': '
                                    'mlops_core.health._bounds': ('health.html#_bounds', 'mlops_core/health.py'),
                                    'mlops_core.health._compared': ('health.html#_compared', 'mlops_core/health.py'),
                                    'mlops_core.health._estimator': ('health.html#_estimator', 'mlops_core/health.py'),
+                                   'mlops_core.health._inputs': ('health.html#_inputs', 'mlops_core/health.py'),
                                    'mlops_core.health._judged': ('health.html#_judged', 'mlops_core/health.py'),
                                    'mlops_core.health._overrides': ('health.html#_overrides', 'mlops_core/health.py'),
                                    'mlops_core.health._rates': ('health.html#_rates', 'mlops_core/health.py'),

@@ -46,14 +46,14 @@ def open_alerts(model: str | None = None) -> pd.DataFrame:
     found = found[found["state"] == "open"].drop(columns=["state", "closed_at"])
     return found.assign(do=[runbooks()[check].do for check in found["check"]]).reset_index(drop=True)
 
-# %% ../nbs/15_alerts.ipynb #1dcd8067
+# %% ../nbs/15_alerts.ipynb #7905bfe6
 def _changed(kept, verdict: str, evidence: str, runbook: Runbook, moment) -> dict | None:
     "What becomes of an alert (`kept`, or None where none is open) after a verdict; None for nothing."
     if kept is None:
         new = {"severity": runbook.severity, "owner": runbook.owner, "state": "open", "rounds": 1, "calm": 0, "opened_at": moment}
         return new | {"evidence": evidence, "seen_at": moment, "noted": ""} if verdict == "breach" else None
-    if verdict not in ("breach", "pass") or kept.seen_at >= moment:
-        return None  # nothing was judged, or this round was seen already
+    if verdict not in ("breach", "pass"):
+        return None
     if verdict == "breach":
         return {"rounds": kept.rounds + 1, "calm": 0, "evidence": evidence, "seen_at": moment}
     closes = {"state": "closed", "closed_at": moment} if kept.calm + 1 >= CALM_ROUNDS else {}
@@ -74,7 +74,7 @@ def observe(model: str, verdicts: pd.DataFrame, as_of=None) -> pd.DataFrame:
     _note(model)
     return open_alerts(model)
 
-# %% ../nbs/15_alerts.ipynb #cc699bef
+# %% ../nbs/15_alerts.ipynb #aad348ff
 def _settle_one(model: str, row, book: Runbook, moment) -> None:
     same = sa.and_(alerts.c.model == model, alerts.c.check == row.check, alerts.c.state == "open")
     try:
@@ -83,7 +83,7 @@ def _settle_one(model: str, row, book: Runbook, moment) -> None:
             changed = _changed(kept, row.verdict, row.why, book, moment)
             if changed and kept is None:
                 connection.execute(alerts.insert().values(model=model, check=row.check, **changed))
-            elif changed:
+            elif changed:  # but for a round that was seen already
                 connection.execute(alerts.update().where(alerts.c.number == kept.number, alerts.c.seen_at < moment).values(changed))
     except sa.exc.IntegrityError:
         return  # another process opened it in the same round

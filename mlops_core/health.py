@@ -6,7 +6,7 @@
 __all__ = ['answered', 'measure', 'with_intervals', 'Reference', 'reference', 'silence', 'service', 'drifted', 'expected',
            'came_true', 'Look', 'look']
 
-# %% ../nbs/15_health.ipynb #b6dfe60f
+# %% ../nbs/15_health.ipynb #479c5b39
 import contextlib
 import functools
 from dataclasses import dataclass, field
@@ -16,7 +16,8 @@ import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
 from .core import now
-from .counts import Profile, reference_profile
+from .counts import Profile, ProfileError, reference_profile
+from .data import Fold
 from .drift import drift_report
 from .estimate import Confidence, ErrorModel, calibration_noise, check_estimator, fit_estimator
 from .evaluate import Costs
@@ -108,7 +109,14 @@ def reference(name: str, version: int | str = "champion") -> Reference:
     number = find_version(name, version)
     return _reference(name, number, packaged(name, number)["manifest"])
 
-# %% ../nbs/15_health.ipynb #5e52dba1
+# %% ../nbs/15_health.ipynb #cb1d5627
+def _inputs(loaded: LoadedModel, fold: Fold) -> Profile:
+    try:
+        return reference_profile(loaded.folder)
+    except ProfileError:  # packaged before versions carried their profile
+        return Profile.fit(fold.X_train)
+
+# %% ../nbs/15_health.ipynb #18af8f79
 @functools.lru_cache(maxsize=4)
 def _reference(name: str, version: int, manifest: str) -> Reference:
     loaded = load_model(name, version)
@@ -121,20 +129,20 @@ def _reference(name: str, version: int, manifest: str) -> Reference:
     scores = Profile.fit(answers[["probability"]]) if "probability" in answers else None
     known = metric in set(table["metric"])  # of lists, less is known in production than at approval
     return Reference(loaded, metric if known else table["metric"].iloc[0], sign if known else 1, table, fitted, trusted,
-                     reference_profile(loaded.folder) if rows else None, scores)  # fmt: skip
+                     _inputs(loaded, fold) if rows else None, scores)  # fmt: skip
 
-# %% ../nbs/15_health.ipynb #2d140ddc
+# %% ../nbs/15_health.ipynb #787db2b2
 def _judged(check: str, value: float, limit: float, breach: bool, enough: bool, why: str, otherwise: str = "too few") -> dict:
     verdict = "breach" if enough and breach else "pass" if enough else otherwise
     return {"check": check, "value": float(value), "limit": float(limit), "verdict": verdict, "why": why}
 
-# %% ../nbs/15_health.ipynb #33a632bc
+# %% ../nbs/15_health.ipynb #0fe44476
 def _share(check: str, found: pd.Series, limit: float, needed: int, what: str) -> dict:
     count, n = int(found.sum()), len(found)
     low = proportion_confint(count, n, 0.001, "wilson")[0] if n else 0.0
     return _judged(check, count / n if n else np.nan, limit, low > limit, n >= needed, f"{count} of {n} answers {what}, at most {limit:.1%}")
 
-# %% ../nbs/15_health.ipynb #4fda13e0
+# %% ../nbs/15_health.ipynb #79f36e7c
 def silence(recent: Window, every: pd.Timedelta) -> dict:
     "Whether answers stopped: none for the time `every` between two rounds, where the days before let expect some."
     times = pd.to_datetime(recent.rows["time"])
@@ -143,7 +151,7 @@ def silence(recent: Window, every: pd.Timedelta) -> dict:
     said = f"{last} answers since the last round, {before:.1f} are usual"
     return _judged("silence", last, 1, last == 0, before > 7, said)  # by chance none of 7 comes once in a thousand rounds
 
-# %% ../nbs/15_health.ipynb #37f0c6b0
+# %% ../nbs/15_health.ipynb #f857df71
 def service(recent: Window, limits: Limits) -> list[dict]:
     "latency, failures and violations of a window of answers."
     rows, needed = recent.rows, limits.rollout_rows
@@ -155,7 +163,7 @@ def service(recent: Window, limits: Limits) -> list[dict]:
         _share("violations", rows["violations"] != "[]", limits.outside_training, needed, "have an input outside of training"),
     ]
 
-# %% ../nbs/15_health.ipynb #c5d683b7
+# %% ../nbs/15_health.ipynb #fe598dff
 def _compared(check: str, known: Profile | None, table: pd.DataFrame) -> dict:
     columns = [name for name in known.columns if name in table] if known else []
     if not columns:
@@ -166,7 +174,7 @@ def _compared(check: str, known: Profile | None, table: pd.DataFrame) -> dict:
     told = told or f"{len(report)} columns, the largest effect in {report['column'][0]}: {report['why'][0]}"
     return _judged(check, len(alarms), 0, len(alarms) > 0, len(alarms) > 0 or not (report["verdict"] == "too few").any(), told)
 
-# %% ../nbs/15_health.ipynb #124d7daf
+# %% ../nbs/15_health.ipynb #6637ce2a
 def drifted(known: Reference, recent: Window) -> list[dict]:
     "drift (of the inputs against training) and scores (against the test part) of a window of answers."
     rows = recent.rows[recent.rows["output"] != "{}"]
@@ -174,7 +182,7 @@ def drifted(known: Reference, recent: Window) -> list[dict]:
         return [_judged(check, np.nan, 0, False, False, "no answers") for check in ("drift", "scores")]
     return [_compared("drift", known.inputs, expand(rows["input"])), _compared("scores", known.scores, answered(rows))]
 
-# %% ../nbs/15_health.ipynb #3bdbb98b
+# %% ../nbs/15_health.ipynb #b16e2e28
 def expected(known: Reference, recent: Window, limits: Limits) -> tuple[dict, pd.DataFrame]:
     "The check estimate of a window, and the estimated metrics (metric, value, low, high, n)."
     answers, none = answered(recent.rows), pd.DataFrame(columns=["metric", "value", "low", "high", "n"])
@@ -189,7 +197,7 @@ def expected(known: Reference, recent: Window, limits: Limits) -> tuple[dict, pd
         return _judged("estimate", np.nan, np.nan, False, False, said, "not watched"), table
     return _worse("estimate", known, row.iloc[0], limits, "expected"), table
 
-# %% ../nbs/15_health.ipynb #6a1666ec
+# %% ../nbs/15_health.ipynb #bd3cb631
 def _worse(check: str, known: Reference, row: pd.Series, limits: Limits, what: str) -> dict:
     gap, half = known.gap(row)
     was = known.table.set_index("metric").loc[known.metric, "value"]
@@ -197,7 +205,7 @@ def _worse(check: str, known: Reference, row: pd.Series, limits: Limits, what: s
     limit = was - known.sign * limits.champion_margin
     return _judged(check, row["value"], limit, gap + half < -limits.champion_margin, bool(np.isfinite(half)), said)
 
-# %% ../nbs/15_health.ipynb #4f0d09a5
+# %% ../nbs/15_health.ipynb #d276a9f0
 def _bounds(limits: Limits, table: pd.DataFrame) -> dict:
     "The check calibration: the worst of the bounds of the approval, breached where the whole interval lies beyond."
     rows = table.set_index("metric")
@@ -212,7 +220,7 @@ def _bounds(limits: Limits, table: pd.DataFrame) -> dict:
     nothing = _judged("calibration", np.nan, np.nan, False, False, "no bounds that can be measured in production", "not watched")
     return max(found, key=lambda one: one[0], default=(0, nothing))[1]
 
-# %% ../nbs/15_health.ipynb #f82c4de8
+# %% ../nbs/15_health.ipynb #28580de7
 def _estimator(known: Reference, answers: pd.DataFrame, table: pd.DataFrame) -> dict:
     "The check estimator: how far what came true lies from what was estimated, in standard errors."
     if known.estimator is None or not known.trusted:
@@ -224,13 +232,13 @@ def _estimator(known: Reference, answers: pd.DataFrame, table: pd.DataFrame) -> 
     said = f"{row['metric']} {row['value_true']:.4g} came true, {row['value']:.4g} ({row['low']:.4g} to {row['high']:.4g}) was expected"
     return _judged("estimator", abs(apart[worst]), 4, abs(apart[worst]) > 4, True, said)  # of several metrics, in many rounds
 
-# %% ../nbs/15_health.ipynb #31194d07
+# %% ../nbs/15_health.ipynb #83077cd1
 def _rates(answers: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     "The realised metrics, with the bad rate of a classifier, which its own score leaves out."
     rate = pd.DataFrame([{"metric": "bad_rate", "value": answers["value"].mean()}] if "probability" in answers else [], columns=["metric", "value"])
     return pd.concat([table[["metric", "value"]], rate], ignore_index=True)
 
-# %% ../nbs/15_health.ipynb #b9d33e87
+# %% ../nbs/15_health.ipynb #d1e6f7d9
 def came_true(known: Reference, settled: Window, limits: Limits) -> tuple[list[dict], pd.DataFrame]:
     "The checks outcomes, performance, calibration and estimator of a window that is due, and its realised metrics (none where withheld)."
     overdue = _judged("outcomes", settled.share, settled.clock.minimum, settled.share < settled.clock.minimum, len(settled.rows) > 0, why(settled))
@@ -247,7 +255,7 @@ def came_true(known: Reference, settled: Window, limits: Limits) -> tuple[list[d
     row = table[table["metric"] == known.metric].iloc[0]
     return [overdue, _worse("performance", known, row, limits, "realised"), _bounds(limits, table), _estimator(known, answers, table)], table
 
-# %% ../nbs/15_health.ipynb #3ebff278
+# %% ../nbs/15_health.ipynb #fd0bc6c2
 @dataclass(frozen=True)
 class Look:
     """What one look at a live model found: `verdicts` (check, value, limit, verdict, why) and `metrics` (metric, value, low, high, n, as_of,
@@ -258,14 +266,14 @@ class Look:
     verdicts: pd.DataFrame = field(repr=False)
     metrics: pd.DataFrame = field(repr=False)
 
-# %% ../nbs/15_health.ipynb #5da7350d
+# %% ../nbs/15_health.ipynb #89e00a13
 def _overrides(name: str, known: Reference) -> dict:
     found = open_overrides(name)
     gone = found[(found["subject"] == known.loaded.subject) & found["expired"].astype(bool)]
     told = "; ".join(f"{row.gates} passed over by {row.by} until {row.until[:10]}" for row in gone.itertuples()) or "no override has run out"
     return _judged("overrides", len(gone), 0, len(gone) > 0, True, told)
 
-# %% ../nbs/15_health.ipynb #ffa495d9
+# %% ../nbs/15_health.ipynb #02be64d7
 def _volume(recent: Window) -> pd.DataFrame:
     "What was done in a window, which needs no outcome: answers, p99_ms, seconds_per_1000 answers, and the share of each action."
     rows, n = recent.rows, len(recent.rows)
@@ -277,7 +285,7 @@ def _volume(recent: Window) -> pd.DataFrame:
         found.append({"metric": f"share {action}", "value": count / n, "low": low, "high": high, "n": n})
     return pd.DataFrame(found, columns=["metric", "value", "low", "high", "n"])
 
-# %% ../nbs/15_health.ipynb #d3d33e02
+# %% ../nbs/15_health.ipynb #10a51d2e
 def look(name: str, as_of=None) -> Look:
     """Look at the live version of `name` as it is known at `as_of` (now): at the newest window of answers, and the newest that is due.
 
