@@ -107,7 +107,7 @@ class Profile:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ProfileError(f"this is no profile ({type(error).__name__}: {error}); write it again with to_json") from None
 
-# %% ../nbs/08_counts.ipynb #97dcb55d
+# %% ../nbs/08_counts.ipynb #a6a619b6
 def _parts(table, columns: list[str] | None) -> list:
     "The parts of a table in order: the frame, files with the columns to read, or Dask's delayed partitions."
     if isinstance(table, pd.DataFrame):
@@ -122,7 +122,7 @@ def _parts(table, columns: list[str] | None) -> list:
         raise ProfileError(f"a {type(table).__name__} cannot be profiled; pass a data frame, a path of parquet files or a Dask data frame")
     return (table if columns is None else table[[name for name in columns if name in table.columns]]).to_delayed()
 
-
+# %% ../nbs/08_counts.ipynb #ee3aaf01
 def _frames(part):
     "The data frames that a part consists of, in order."
     if isinstance(part, pd.DataFrame):
@@ -134,7 +134,7 @@ def _frames(part):
         for batch in file.iter_batches(SAMPLE, columns=names):
             yield batch.to_pandas()
 
-# %% ../nbs/08_counts.ipynb #cbcb9620
+# %% ../nbs/08_counts.ipynb #1ae4096e
 def _each(parts: list, work, *more) -> list:
     "`work(part)` for each of the parts, where they are: here, or on Dask's workers."
     jobs = list(zip(parts, *more, strict=True))
@@ -144,7 +144,7 @@ def _each(parts: list, work, *more) -> list:
 
     return list(dask.compute(*[dask.delayed(work)(*job) for job in jobs]))
 
-
+# %% ../nbs/08_counts.ipynb #324b69b3
 def _length(part) -> int:
     return len(part) if isinstance(part, pd.DataFrame) else pq.read_metadata(part[0]).num_rows
 
@@ -158,7 +158,7 @@ def _sampled(rows: int) -> np.ndarray:
     places *= rows / SAMPLE
     return np.minimum(places, rows - 1, out=places).astype("int64")
 
-
+# %% ../nbs/08_counts.ipynb #26cbce71
 def _taken(part, places: np.ndarray) -> pd.DataFrame:
     "The rows of a part at `places`, which rise."
     taken, start = [], 0
@@ -168,7 +168,7 @@ def _taken(part, places: np.ndarray) -> pd.DataFrame:
         start += len(frame)
     return pd.concat(taken, ignore_index=True) if taken else pd.DataFrame()
 
-
+# %% ../nbs/08_counts.ipynb #638d9b55
 def _samples(parts: list, lengths: list[int], places: np.ndarray):
     "Each column's name and its values at `places`; for levels an eighth of a large sample is enough, since rare ones are named later."
     eighth = 8 if len(places) == SAMPLE else 1
@@ -181,7 +181,7 @@ def _samples(parts: list, lengths: list[int], places: np.ndarray):
     sample = pd.concat(_each(parts, _taken, picks), ignore_index=True)
     yield from ((name, values.iloc[:: 1 if is_numeric_dtype(values) else eighth]) for name, values in sample.items())
 
-# %% ../nbs/08_counts.ipynb #6408bd9f
+# %% ../nbs/08_counts.ipynb #562e7358
 def _counted(part, empty: Profile) -> Profile:
     "The profile of a part on the bins of `empty`."
     found = empty
@@ -190,7 +190,7 @@ def _counted(part, empty: Profile) -> Profile:
         found += Profile(rows, {name: absent.get(name) or count_column(column, frame[name]) for name, column in empty.columns.items()})
     return found
 
-
+# %% ../nbs/08_counts.ipynb #8d6522f5
 def _reduced(parts: list, empty: Profile) -> Profile:
     "The profiles of all parts, added up where they are."
     if isinstance(parts[0], pd.DataFrame | tuple):
@@ -203,7 +203,7 @@ def _reduced(parts: list, empty: Profile) -> Profile:
         layer = [dask.delayed(sum)(layer[start : start + 8]) for start in range(0, len(layer), 8)]
     return layer[0].compute()
 
-# %% ../nbs/08_counts.ipynb #4b9db619
+# %% ../nbs/08_counts.ipynb #703cd62d
 REFERENCE = "profile.json"
 
 
@@ -215,7 +215,7 @@ def write_reference(folder: Path, tables: dict[str, pd.DataFrame]) -> None:
             found[name] = json.loads(Profile.fit(table).to_json())
     (Path(folder) / REFERENCE).write_text(json.dumps(found))
 
-
+# %% ../nbs/08_counts.ipynb #6bdfaa9f
 def reference_profile(folder: Path, part: str = "inputs") -> Profile:
     """The reference profile of a `part` of the artifact in `folder`: inputs (columns of training), answers (to requests that the model had
     not seen) or outcomes (column value, of training). Raises `ProfileError` if the artifact has none."""
