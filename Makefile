@@ -28,6 +28,7 @@ check: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python tests/bench.py
+	$(BIN)/python tests/bench_drift.py
 
 data: .venv/runtime
 	$(BIN)/python data/build.py

@@ -250,6 +250,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mlops_core', 'doc_host': '
                                    'mlops_core.counts._parts': ('counts.html#_parts', 'mlops_core/counts.py'),
                                    'mlops_core.counts._reduced': ('counts.html#_reduced', 'mlops_core/counts.py'),
                                    'mlops_core.counts._sampled': ('counts.html#_sampled', 'mlops_core/counts.py'),
+                                   'mlops_core.counts._samples': ('counts.html#_samples', 'mlops_core/counts.py'),
                                    'mlops_core.counts._taken': ('counts.html#_taken', 'mlops_core/counts.py'),
                                    'mlops_core.counts.reference_profile': ('counts.html#reference_profile', 'mlops_core/counts.py'),
                                    'mlops_core.counts.write_reference': ('counts.html#write_reference', 'mlops_core/counts.py')},

@@ -26,13 +26,14 @@ BLOCK = 2**14  # values that are sorted at once: they fit the processor's cache
 CELLS = 2**16  # cells of the grid in which values are tallied, and values that are tallied at once
 HUGE = 1e150  # beyond this a square leaves the range of floats
 
-# %% ../nbs/08_bins.ipynb #269498aa
+# %% ../nbs/08_bins.ipynb #b714dcd0
 def choose_edges(values: np.ndarray) -> np.ndarray:
     """Rising right edges of bins `(edge before, edge]` for the numbers in `values`, equally full; a frequent value has a bin of its own.
 
     Missing and infinite values are left out. No bin that spans several values holds more than 1 / BINS of `values`.
     """
-    ranked = np.sort(values[np.isfinite(values)])
+    ranked = values[np.isfinite(values)]
+    ranked.sort()
     step = max(1, len(ranked) // BINS)
     edges = np.unique(ranked[step - 1 :: step])
     full = np.diff(np.searchsorted(ranked, edges, side="right"), prepend=0) * BINS > len(ranked)
@@ -169,7 +170,7 @@ def _count_numbers(empty: Counts, values: np.ndarray) -> Counts:
     counts = np.diff(ranker.up_to_marks(), prepend=0, append=known)
     return replace(empty, counts=counts, missing=len(values) - known, low=float(low), high=float(high), total=total, squares=squares, huge=huge)
 
-# %% ../nbs/08_bins.ipynb #a5ea3b8b
+# %% ../nbs/08_bins.ipynb #c960799b
 def label(value) -> str:
     "The name of a level: text as it is, a whole number without a decimal point."
     whole = isinstance(value, Real) and not isinstance(value, bool | np.bool_) and np.isfinite(value) and value == int(value)
@@ -181,8 +182,8 @@ def _tally(values: pd.Series) -> Counter:
     if values.dtype.kind in "biuf" or isinstance(values.dtype, pd.CategoricalDtype):
         pairs = values.value_counts(dropna=True, sort=False).items()
     else:
-        texts = values if values.dtype != object else values.where(values.isna(), values.map(label))
-        found = pc.value_counts(pa.array(texts, type=pa.string() if values.dtype == object else None, from_pandas=True))
+        texts = pa.array(values.map(label, na_action="ignore"), pa.string(), from_pandas=True) if values.dtype == object else pa.array(values.array)
+        found = pc.value_counts(texts)
         pairs = zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True)
     tally = Counter()
     for level, rows in pairs:

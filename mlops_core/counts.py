@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAMPLE', 'REFERENCE', 'ProfileError', 'Profile', 'write_reference', 'reference_profile']
 
-# %% ../nbs/08_counts.ipynb #024b06ba
+# %% ../nbs/08_counts.ipynb #1da7b533
 import json
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+from pandas.api.types import is_numeric_dtype
 from tqdm.auto import tqdm
 
 from mlops_core.bins import (
@@ -37,7 +38,7 @@ SAMPLE = 2**18  # rows that choose the bins of a larger table
 class ProfileError(ValueError):
     "Profiles that cannot be added or compared, or a table that cannot be profiled; the message says what to do."
 
-# %% ../nbs/08_counts.ipynb #7fedfb5c
+# %% ../nbs/08_counts.ipynb #4a0f2a39
 @dataclass(frozen=True, eq=False)
 class Profile:
     """What is kept of a table: the number of its `rows`, and `Counts` by column.
@@ -58,15 +59,12 @@ class Profile:
         """
         parts = _parts(table, columns)
         lengths = _each(parts, _length)
-        places = _sampled(sum(lengths))
-        starts = np.cumsum([0, *lengths])
-        picks = [places[(places >= start) & (places < stop)] - start for start, stop in pairwise(starts)]
-        sample = pd.concat(_each(parts, _taken, picks), ignore_index=True)
-        if unknown := set(columns or ()) - set(sample):
-            raise ProfileError(f"there is no column {', '.join(sorted(unknown))}; there are {', '.join(map(str, sample))}")
-        bins = {str(name): empty_counts(kind, choose_marks(kind, sample[name])) for name in sample if (kind := column_kind(sample[name]))}
-        if not len(sample) or not bins:
+        sample = _samples(parts, lengths, _sampled(sum(lengths)))
+        bins = {name: empty_counts(kind, choose_marks(kind, values)) for name, values in sample if (kind := column_kind(values))}
+        if not sum(lengths) or not bins:
             raise ProfileError("a table without rows, or without a column of numbers or categories, has no profile; look at what was read")
+        if unknown := set(columns or ()) - set(bins):
+            raise ProfileError(f"there is no number or category {', '.join(sorted(unknown))}; there are {', '.join(bins)}")
         found = cls(0, bins).count(table)
         return replace(found, columns={name: with_rare_levels(column) for name, column in found.columns.items()})
 
@@ -109,7 +107,7 @@ class Profile:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ProfileError(f"this is no profile ({type(error).__name__}: {error}); write it again with to_json") from None
 
-# %% ../nbs/08_counts.ipynb #5e1ce81e
+# %% ../nbs/08_counts.ipynb #a6a619b6
 def _parts(table, columns: list[str] | None) -> list:
     "The parts of a table in order: the frame, files with the columns to read, or Dask's delayed partitions."
     if isinstance(table, pd.DataFrame):
@@ -124,11 +122,11 @@ def _parts(table, columns: list[str] | None) -> list:
         raise ProfileError(f"a {type(table).__name__} cannot be profiled; pass a data frame, a path of parquet files or a Dask data frame")
     return (table if columns is None else table[[name for name in columns if name in table.columns]]).to_delayed()
 
-
+# %% ../nbs/08_counts.ipynb #ee3aaf01
 def _frames(part):
     "The data frames that a part consists of, in order."
     if isinstance(part, pd.DataFrame):
-        yield part
+        yield from (part.iloc[start : start + SAMPLE] for start in range(0, max(1, len(part)), SAMPLE))
         return
     path, columns = part
     with pq.ParquetFile(path, pre_buffer=False) as file:
@@ -136,7 +134,7 @@ def _frames(part):
         for batch in file.iter_batches(SAMPLE, columns=names):
             yield batch.to_pandas()
 
-# %% ../nbs/08_counts.ipynb #fa9ffc18
+# %% ../nbs/08_counts.ipynb #1ae4096e
 def _each(parts: list, work, *more) -> list:
     "`work(part)` for each of the parts, where they are: here, or on Dask's workers."
     jobs = list(zip(parts, *more, strict=True))
@@ -146,27 +144,44 @@ def _each(parts: list, work, *more) -> list:
 
     return list(dask.compute(*[dask.delayed(work)(*job) for job in jobs]))
 
-
+# %% ../nbs/08_counts.ipynb #324b69b3
 def _length(part) -> int:
     return len(part) if isinstance(part, pd.DataFrame) else pq.read_metadata(part[0]).num_rows
 
 
 def _sampled(rows: int) -> np.ndarray:
-    "The places of the rows that choose the bins: all, or SAMPLE at random, since every n-th might always be a Monday."
-    places = np.arange(rows) if rows <= SAMPLE else generator(0, "rows that choose bins").choice(rows, SAMPLE, replace=False, shuffle=False)
-    return np.sort(places)
+    "The places of the rows that choose the bins: all, or one at random in each of SAMPLE equal stretches: every n-th might always be a Monday."
+    if rows <= SAMPLE:
+        return np.arange(rows)
+    places = generator(0, "rows that choose bins").random(SAMPLE)
+    places += np.arange(SAMPLE)
+    places *= rows / SAMPLE
+    return np.minimum(places, rows - 1, out=places).astype("int64")
 
-
+# %% ../nbs/08_counts.ipynb #26cbce71
 def _taken(part, places: np.ndarray) -> pd.DataFrame:
-    "The rows of a part at `places`."
+    "The rows of a part at `places`, which rise."
     taken, start = [], 0
     for frame in _frames(part):
-        stop = start + len(frame)
-        taken.append(frame.iloc[places[(places >= start) & (places < stop)] - start])
-        start = stop
+        here = slice(*np.searchsorted(places, [start, start + len(frame)]))
+        taken.append(frame.iloc[places[here] - start])
+        start += len(frame)
     return pd.concat(taken, ignore_index=True) if taken else pd.DataFrame()
 
-# %% ../nbs/08_counts.ipynb #6408bd9f
+# %% ../nbs/08_counts.ipynb #638d9b55
+def _samples(parts: list, lengths: list[int], places: np.ndarray):
+    "Each column's name and its values at `places`; for levels an eighth of a large sample is enough, since rare ones are named later."
+    eighth = 8 if len(places) == SAMPLE else 1
+    if isinstance(parts[0], pd.DataFrame):  # column by column, which takes no copy of the sample as a whole
+        for name, values in parts[0].items():
+            yield name, _taken(parts[0][[name]], places[:: 1 if is_numeric_dtype(values) else eighth])[name]
+        return
+    stretches = pairwise(np.cumsum([0, *lengths]))
+    picks = [places[slice(*np.searchsorted(places, stretch))] - stretch[0] for stretch in stretches]
+    sample = pd.concat(_each(parts, _taken, picks), ignore_index=True)
+    yield from ((name, values.iloc[:: 1 if is_numeric_dtype(values) else eighth]) for name, values in sample.items())
+
+# %% ../nbs/08_counts.ipynb #562e7358
 def _counted(part, empty: Profile) -> Profile:
     "The profile of a part on the bins of `empty`."
     found = empty
@@ -175,7 +190,7 @@ def _counted(part, empty: Profile) -> Profile:
         found += Profile(rows, {name: absent.get(name) or count_column(column, frame[name]) for name, column in empty.columns.items()})
     return found
 
-
+# %% ../nbs/08_counts.ipynb #8d6522f5
 def _reduced(parts: list, empty: Profile) -> Profile:
     "The profiles of all parts, added up where they are."
     if isinstance(parts[0], pd.DataFrame | tuple):
@@ -188,7 +203,7 @@ def _reduced(parts: list, empty: Profile) -> Profile:
         layer = [dask.delayed(sum)(layer[start : start + 8]) for start in range(0, len(layer), 8)]
     return layer[0].compute()
 
-# %% ../nbs/08_counts.ipynb #4b9db619
+# %% ../nbs/08_counts.ipynb #703cd62d
 REFERENCE = "profile.json"
 
 
@@ -200,7 +215,7 @@ def write_reference(folder: Path, tables: dict[str, pd.DataFrame]) -> None:
             found[name] = json.loads(Profile.fit(table).to_json())
     (Path(folder) / REFERENCE).write_text(json.dumps(found))
 
-
+# %% ../nbs/08_counts.ipynb #6bdfaa9f
 def reference_profile(folder: Path, part: str = "inputs") -> Profile:
     """The reference profile of a `part` of the artifact in `folder`: inputs (columns of training), answers (to requests that the model had
     not seen) or outcomes (column value, of training). Raises `ProfileError` if the artifact has none."""

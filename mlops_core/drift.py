@@ -32,7 +32,7 @@ def ks_test(reference: Counts, current: Counts) -> tuple[float, float]:
 ALPHA = 0.05  # chance that a comparison without any drift raises an alarm, over all columns together
 EFFECT = 0.1  # a tenth of the rows: about a quarter of a standard deviation of shift
 
-# %% ../nbs/08_drift.ipynb #42a4de74
+# %% ../nbs/08_drift.ipynb #dfbcd0d2
 def _common(pair: np.ndarray) -> np.ndarray:
     "Two rows of counts with rare levels (fewer than 5 expected in one of the rows) taken together, as the chi-squared distribution wants it."
     expected = pair.sum(axis=0) * pair.sum(axis=1).min() / pair.sum()
@@ -40,7 +40,7 @@ def _common(pair: np.ndarray) -> np.ndarray:
     together = max(1, int(np.searchsorted(np.cumsum(np.sort(expected)), 5)) + 1) if expected.min() < 5 else 1
     return np.column_stack([pair[:, :together].sum(axis=1), pair[:, together:]])
 
-
+# %% ../nbs/08_drift.ipynb #c7199d9b
 def chi_squared(reference: Counts, current: Counts) -> tuple[float, float, float]:
     """Pearson's chi-squared test that two samples come from one distribution (homogeneity), its p-value, and the total variation distance.
 
@@ -71,7 +71,7 @@ def stability_index(reference: Counts, current: Counts, bins: int = 10) -> tuple
     old, new = ((part[used] + 0.5) / (part[used] + 0.5).sum() for part in (old, new))
     return float(((new - old) * np.log(new / old)).sum()), float((used.sum() - 1) * (1 / n + 1 / m))
 
-# %% ../nbs/08_drift.ipynb #2ae10f79
+# %% ../nbs/08_drift.ipynb #b623230d
 TESTS = ("value", "missing", "new", "vanished")  # what is asked of a column: other values, other gaps, new levels, vanished levels
 
 
@@ -85,7 +85,7 @@ def holm(p_values) -> np.ndarray:
     found[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1)))
     return found
 
-
+# %% ../nbs/08_drift.ipynb #80eeb5e5
 def _adjusted(facts: dict) -> dict[str, dict[str, float]]:
     "By column, Holm's p-values over all tests. One that can say nothing (no value missing then and now) does not count (Tarone, 1990)."
     tests = [(name, what, getattr(fact, f"p_{what}")) for name, fact in facts.items() for what in TESTS]
@@ -95,14 +95,14 @@ def _adjusted(facts: dict) -> dict[str, dict[str, float]]:
         found[name][what] = float(p_value)
     return found
 
-# %% ../nbs/08_drift.ipynb #cf2b0438
+# %% ../nbs/08_drift.ipynb #b88fb6fb
 def rows_needed(n_reference: int, alpha: float, effect: float = EFFECT) -> int:
     """The smallest window in which a distance of `effect` is significant at `alpha` (Kolmogorov-Smirnov, two-sided): with less, drift of
     the smallest size that matters would be missed more often than not. A reference that is too small itself needs as many rows again."""
     each = -np.log(alpha / 2) / 2 / effect**2  # of n * m / (n + m)
     return int(np.ceil(1 / (1 / each - 1 / n_reference))) if n_reference > 2 * each else int(np.ceil(2 * each))
 
-
+# %% ../nbs/08_drift.ipynb #81eab09c
 def chance_of_unseen(k: int, n_current: int, n_reference: int, singles: int = 0) -> float:
     """The probability of `k` or more rows of a kind that none of `n_reference` rows is of, among the next `n_current` from the same source.
 
@@ -128,7 +128,7 @@ VERDICTS = {  # verdict: whether it is an alarm, and what to do next
     "ok": (False, "Nothing to do."),
 }
 
-# %% ../nbs/08_drift.ipynb #a82acadd
+# %% ../nbs/08_drift.ipynb #86e7edc7
 @dataclass(frozen=True)
 class _Facts:
     "What is measured of one column before anything is judged."
@@ -147,14 +147,14 @@ class _Facts:
     p_new: float
     p_vanished: float
 
-
+# %% ../nbs/08_drift.ipynb #f7b48ddc
 def _chance_of_new(old: Counts, new: Counts) -> float:
     "How odd the rows with levels that the reference lacks are; NaN if there are none, or the reference could not name all of its own."
     if old.kind != "category" or not old.known or old.counts[-1] or not new.counts[-1]:
         return np.nan
     return chance_of_unseen(int(new.counts[-1]), new.known, old.known, int((old.counts == 1).sum()))
 
-
+# %% ../nbs/08_drift.ipynb #a8153c24
 def _gone(old: Counts, new: Counts) -> dict[str, float]:
     "How odd it is that a level has no row any more, by level, held to one chance over all levels of the column."
     if old.kind != "category" or not old.known or not new.known:
@@ -166,7 +166,7 @@ def _gone(old: Counts, new: Counts) -> dict[str, float]:
 def _share(part: int, rows: int) -> float:
     return part / rows if rows else np.nan
 
-
+# %% ../nbs/08_drift.ipynb #5c883bfa
 def _facts(old: Counts, new: Counts) -> _Facts:
     missing = np.array([[old.missing, old.known], [new.missing, new.known]])
     p_missing = float(stats.fisher_exact(missing).pvalue) if missing[:, 0].any() and missing.sum(axis=1).all() else np.nan
@@ -182,7 +182,7 @@ def _facts(old: Counts, new: Counts) -> _Facts:
         tested = "chi-squared", statistic, effect, p_value
     return _Facts(old.kind, *tested, *stability_index(old, new, 10 if old.kind == "number" else 20), old.rows, new.rows, *shares, *others)
 
-# %% ../nbs/08_drift.ipynb #3ed1c29b
+# %% ../nbs/08_drift.ipynb #5fa309c3
 def _is_constant(column: Counts) -> bool:
     if column.kind == "number":
         return column.known > 0 and column.low == column.high
@@ -206,11 +206,11 @@ def _levels(old: Counts, new: Counts, adjusted: dict, alpha: float) -> dict[str,
         found["vanished levels"] = f"no row any more with {_listed([name for name, chance in _gone(old, new).items() if chance <= alpha])}"
     return found
 
-
+# %% ../nbs/08_drift.ipynb #c330d67a
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
-# %% ../nbs/08_drift.ipynb #04c4ca4d
+# %% ../nbs/08_drift.ipynb #db4c2be0
 def _judge(old: Counts, new: Counts, facts: _Facts, adjusted: dict, alpha: float, effect: float, each: float, minimum: int):
     "All verdicts that hold for a column, the gravest first, as pairs of verdict and why."
     yield from _structure(old, new, each)
@@ -239,7 +239,7 @@ def _judge(old: Counts, new: Counts, facts: _Facts, adjusted: dict, alpha: float
         yield "constant", "one value then and now"
     yield "ok", _harmless(facts, adjusted, alpha, effect)
 
-
+# %% ../nbs/08_drift.ipynb #7b6bd19f
 def _harmless(facts: _Facts, adjusted: dict, alpha: float, effect: float) -> str:
     if adjusted.get("value", 1.0) <= alpha:
         return f"a change is certain ({_p(adjusted)} over all columns) but concerns {facts.effect:.1%} of the rows, less than {effect:.0%}"
@@ -250,7 +250,7 @@ def _p(adjusted: dict) -> str:
     p_value = adjusted.get("value", 1.0)
     return f"p = {p_value:.2g}" if p_value > 1e-12 else "p < 1e-12"
 
-# %% ../nbs/08_drift.ipynb #0a2ec409
+# %% ../nbs/08_drift.ipynb #2c798b42
 def drift_report(reference: Profile, current, alpha: float = ALPHA, effect: float = EFFECT, minimum: int | None = None) -> pd.DataFrame:
     """How a table differs from the reference, one row per column, alarms first, then by effect.
 
@@ -280,7 +280,7 @@ def drift_report(reference: Profile, current, alpha: float = ALPHA, effect: floa
         rows.append({"column": name} | vars(facts[name]) | judged | {"moved": _moved(facts[name], alarm)})
     return pd.DataFrame(rows).sort_values(["alarm", "moved", "column"], ascending=[False, False, True], ignore_index=True)[REPORT]
 
-
+# %% ../nbs/08_drift.ipynb #c728891c
 def _moved(facts: _Facts, alarm: bool) -> float:
     "The share of rows that moved, for the order of the report; a column that cannot be compared any more moved as a whole."
     moved = np.nanmax([facts.effect, abs(facts.missing_current - facts.missing_reference), 0.0])

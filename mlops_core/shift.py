@@ -25,7 +25,7 @@ from .core import PALETTE, generator, home
 from .counts import Profile
 from .drift import ALPHA
 
-# %% ../nbs/08_shift.ipynb #b12b4899
+# %% ../nbs/08_shift.ipynb #30ef31c0
 SETTINGS = {"objective": "binary:logistic", "max_depth": 4, "eta": 0.2, "max_bin": 64, "tree_method": "hist", "nthread": 1}
 ROUNDS, FOLDS, PERMUTATIONS, GROUPS = 30, 5, 999, 500
 
@@ -39,7 +39,7 @@ def _codes(reference: pd.DataFrame, current: pd.DataFrame) -> pd.DataFrame:
              for (name, values), number in zip(both.items(), numeric, strict=True)}  # fmt: skip
     return pd.DataFrame(codes).astype("float32")
 
-
+# %% ../nbs/08_shift.ipynb #4db887bf
 def _fit(rows: np.ndarray, is_current: np.ndarray) -> xgboost.Booster:
     return xgboost.train(SETTINGS, xgboost.QuantileDMatrix(rows, is_current, max_bin=64, nthread=1), ROUNDS)
 
@@ -55,7 +55,7 @@ def _dealt(scores: np.ndarray, is_current: np.ndarray, random: np.random.Generat
     draws = np.vstack([observed, random.multivariate_hypergeometric(sizes, n, PERMUTATIONS, method="marginals")])
     return (draws @ middle - n * (n + 1) / 2) / n / (len(scores) - n)
 
-# %% ../nbs/08_shift.ipynb #e7f43194
+# %% ../nbs/08_shift.ipynb #4c2dfabf
 @dataclass(frozen=True)
 class Separation:
     """How well a classifier tells current from reference rows: `auc` (0.5: not at all), cross-validated, and `p_value` by permutation.
@@ -65,7 +65,7 @@ class Separation:
     p_value: float
     columns: pd.DataFrame
 
-
+# %% ../nbs/08_shift.ipynb #6f47dc86
 def tell_apart(reference: pd.DataFrame, current: pd.DataFrame, seed: int = 0) -> Separation:
     """Train classifiers to tell `current` from `reference` rows on FOLDS - 1 of FOLDS parts each, and test them on the rest.
 
@@ -97,14 +97,14 @@ def _lost(model: xgboost.Booster, rows: pd.DataFrame, label: np.ndarray, random:
         found.append({"column": name, "lost": whole - roc_auc_score(label, model.inplace_predict(shuffled))})
     return pd.DataFrame(found).sort_values("lost", ascending=False, ignore_index=True)
 
-# %% ../nbs/08_shift.ipynb #9bc126c2
+# %% ../nbs/08_shift.ipynb #4ab32dcb
 def _outline(column: Counts, grid: np.ndarray) -> np.ndarray:
     "Shares of the known values of a number between the points of `grid`, by interpolation between the edges of the bins."
     inside = (column.marks >= column.low) & (column.marks < column.high)
     places, up_to = column.marks[inside], np.cumsum(column.counts[:-1])[inside] / column.known
     return np.diff(np.interp(grid, np.r_[column.low, places, column.high], np.r_[0, up_to, 1], left=0, right=1))
 
-
+# %% ../nbs/08_shift.ipynb #2b375741
 def _span(old: Counts, new: Counts) -> tuple[float, float]:
     "From where to where a number is worth drawing: all but half a per cent of both tables at each end."
     marks = np.r_[old.marks, max(old.high, new.high, old.marks[-1])]
@@ -149,7 +149,7 @@ def plot_drift(report: pd.DataFrame, reference: Profile, current: Profile, most:
         drawn[0].legend(fontsize=7)
     return figure
 
-# %% ../nbs/08_shift.ipynb #f0c7d7dc
+# %% ../nbs/08_shift.ipynb #50d0fe05
 def _picture(old: Counts, new: Counts) -> str:
     "A column as an SVG in a data URI."
     levels = 0 if old.kind == "number" else min(8, int(((old.counts + new.counts) > 0).sum()))
@@ -163,7 +163,7 @@ def _picture(old: Counts, new: Counts) -> str:
     plt.close(figure)
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-
+# %% ../nbs/08_shift.ipynb #b1e76182
 def drift_page(report: pd.DataFrame, reference: Profile, current: Profile, path: Path, title: str, separation: Separation | None = None) -> Path:
     """Write the comparison as one HTML file to `path` and return it: columns as `report` ranks them, both distributions, what to do next.
 

@@ -4,6 +4,8 @@ Each runs in a process of its own on one thread, and its processor time counts, 
 conflict with ours live in environments of their own under .bench/, made at the first run.
 """
 
+import ctypes
+import gc
 import json
 import os
 import subprocess
@@ -114,11 +116,15 @@ def memory(word):
 def work(name, folder):
     """Run one contestant here and print what it took."""
     import pandas as pd
+    import pyarrow
 
     suffix = "_few" if name.endswith("classifier") else ""
     reference, current = (pd.read_parquet(f"{folder}/{part}{suffix}.parquet") for part in ("reference", "current"))
     contestant = globals()[name]
     contestant(reference.head(2000), current.head(2000))  # imports and caches are not what is measured
+    gc.collect()
+    pyarrow.default_memory_pool().release_unused()
+    ctypes.CDLL(None).malloc_trim(0)  # what loading left free would hide what the work takes
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
     before, wall, start = memory("VmRSS"), time.perf_counter(), time.process_time()
     answer = contestant(reference, current)
