@@ -34,10 +34,13 @@ bench: .venv/dev
 	$(BIN)/python tests/bench.py
 	$(BIN)/python tests/bench_serve.py
 	$(BIN)/python tests/bench_batch.py
+	$(BIN)/python tests/bench_drift.py
 
 # proofs that take long; each prints what it found, and fails if that is not what is promised
 study: .venv/dev
 	$(LIMIT) $(BIN)/python tests/study_fuzz.py
+	$(LIMIT) $(BIN)/python tests/study_drift.py
+	$(LIMIT) $(BIN)/python tests/study_image.py
 
 data: .venv/runtime
 	$(BIN)/python data/build.py

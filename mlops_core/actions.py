@@ -23,6 +23,7 @@ from .governance import governance_report
 from .keys import SCOPES, KeyRefused, create_key, list_keys, revoke_key
 from .lists import compute_lists
 from .log import erase
+from .monitor import monitor_round
 from .package import find_version, model_folder, packaged, reproduce
 from .release import SmokeRefused, release
 from .report import RunFailed, cases
@@ -30,6 +31,7 @@ from .rollout import RolloutError, RolloutRefused, abort, advance, guard, rollba
 from .serve import ServeRefused, serve
 from .signoff import acting, sign_off
 from .traffic import RolloutConflict
+from .views import write_fleet
 from .workshop import STOPS, NotReached, ResetRefused, catch_up, in_use, place, require_workspace, reset, what_goes
 
 # %% ../nbs/49_actions.ipynb #03fb2134
@@ -159,6 +161,33 @@ def _stop(way: Callable, options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     print(status(options.model))
     return 0
+
+# %% ../nbs/49_actions.ipynb #b2d37e24
+def _time(text: str | None) -> pd.Timestamp | None:
+    try:
+        return pd.Timestamp(text, tz="UTC") if text else None
+    except ValueError:
+        raise GovernanceError(f"{text!r} is no time; write it as 2026-03-01 or 2026-03-01T12:00 (UTC)") from None
+
+# %% ../nbs/49_actions.ipynb #5633a6be
+def _monitor(options: argparse.Namespace) -> int:
+    found = monitor_round(options.model, _time(options.at), options.metrics)
+    print(found)
+    return 4 if len(found.alerts) else 0
+
+# %% ../nbs/49_actions.ipynb #d889b87d
+def _fleet(options: argparse.Namespace) -> int:
+    print(write_fleet(options.folder))
+    return 0
+
+# %% ../nbs/49_actions.ipynb #7365004c
+def _add_monitor(commands, command) -> None:
+    page = command(commands, "fleet", _fleet, "write the page of all models: versions, owners, health, duties due, cost", acts=False)
+    page.add_argument("--folder", type=Path, help="default: the workspace")
+    one = command(commands, "monitor", _monitor, "one monitoring round on the live version; exit code 4 while an alert is open", acts=False)
+    one.add_argument("model")
+    one.add_argument("--at", metavar="TIME", help="look as of then, UTC; default: now")
+    one.add_argument("--metrics", metavar="URL", help="the server's metrics page, as in http://127.0.0.1:8080/metrics")
 
 # %% ../nbs/49_actions.ipynb #3c3a4759
 def _add_service(commands, command, as_somebody) -> None:
@@ -320,6 +349,7 @@ def add_commands(commands) -> None:
     _add_keys(commands, command, as_somebody)
     _add_rollout(commands, command, as_somebody)
     _add_workshop(commands, command)
+    _add_monitor(commands, command)
 
 # %% ../nbs/49_actions.ipynb #9453b05c
 def _act(run, options: argparse.Namespace) -> int:

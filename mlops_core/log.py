@@ -328,15 +328,17 @@ def contradicted(model: str) -> pd.DataFrame:
     return _frame(sa.select(conflicts).where(conflicts.c.model == model))
 
 # %% ../nbs/11_log.ipynb #3b4bece1
-def joined(model: str, as_of=None, sent: bool = True) -> pd.DataFrame:
+def joined(model: str, as_of=None, sent: bool = True, since=None, before=None) -> pd.DataFrame:
     """The answers of `model` until `as_of` (all) in order, with `value`, `happened_at` and `received_at` of outcomes that had arrived by then.
 
-    Times are UTC. `sent=False` gives what a model in shadow would have answered. `expand` opens the columns input and output.
+    Times are UTC. `since` and `before` keep answers of that span, the end left out. `sent=False` gives what a model in shadow would have
+    answered. `expand` opens the columns input and output.
     """
     moment = datetime.max if as_of is None else _utc(as_of)  # not now: a clock that was set back would hide answers that were given
+    span = [predictions.c.time >= _utc(since)] * (since is not None) + [predictions.c.time < _utc(before)] * (before is not None)
     found = sa.and_(*_OF_ANSWER, outcomes.c.received_at <= moment)
     query = sa.select(predictions, outcomes.c.value, outcomes.c.happened_at, outcomes.c.received_at).outerjoin(outcomes, found)
-    query = query.where(predictions.c.model == model, predictions.c.time <= moment, predictions.c.sent == sent)
+    query = query.where(predictions.c.model == model, predictions.c.time <= moment, predictions.c.sent == sent, *span)
     return _frame(query.order_by(predictions.c.number)).drop(columns=["number", "sent"])
 
 # %% ../nbs/11_log.ipynb #120974b2

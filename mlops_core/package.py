@@ -32,6 +32,7 @@ from threadpoolctl import threadpool_limits
 
 from . import audit, core
 from .artifact import ArtifactError, load_object, save_object, verify_manifest, write_manifest
+from .counts import write_reference
 from .data import Case, Dataset, Fold, Serving, fingerprint
 from .experiment import open_experiment
 from .govern import load_use_case
@@ -175,6 +176,7 @@ def _write(folder: Path, case: Case, model, recipe: Recipe, fold: Fold, sample: 
         tables["baseline"].to_parquet(folder / "evidence" / "baseline.parquet")
     for name in tables.keys() - {"baseline"}:
         _table(tables[name]).to_json(folder / "evidence" / f"{name}.json", orient="split", index=False, indent=1, double_precision=15)
+    write_reference(folder, _references(case, model, fold))
     (folder / "facts.json").write_text(json.dumps(_facts(case, recipe, fold), indent=1, default=str))
     (folder / "requirements.lock").write_text((core.home() / "requirements.lock").read_text())
     _write_card(folder)
@@ -184,6 +186,13 @@ def _sample(case: Case, requests: pd.DataFrame, size: int = 50) -> pd.DataFrame:
     if not case.request_key:
         return requests.head(size)
     return requests[requests[case.request_key].isin(requests[case.request_key].unique()[:size])]
+
+
+def _references(case: Case, model, fold: Fold) -> dict[str, pd.DataFrame]:
+    "What monitoring compares with: inputs and outcomes of training, and answers to requests that the model has not seen."
+    outcomes = fold.y_train.rename("value").to_frame() if isinstance(fold.y_train, pd.Series) else fold.y_train
+    found = {"inputs": fold.X_train, "answers": case.answer(model, _sample(case, fold.X_test, 2000)), "outcomes": outcomes}
+    return {name: table.drop(columns=case.request_key, errors="ignore") for name, table in found.items()}
 
 # %% ../nbs/09_package.ipynb #a8af1fa0
 def package_model(case: Case, model, recipe: Recipe, fold: Fold, tables: dict, *, actor: str, role: str) -> "LoadedModel":
