@@ -28,7 +28,7 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/hadolint deploy/Containerfile
 	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes/*.yaml
-	$(BIN)/python -m pytest tests/test_house.py tests/test_deploy.py
+	$(BIN)/python -m pytest tests/test_house.py
 
 bench: .venv/dev
 	$(BIN)/python tests/bench.py
