@@ -321,7 +321,8 @@ class Shadow:
                     # rows of a table gain by being many; a list takes its time, which is measured request by request
                     for pairs in asked if route.live.loaded.serving else [[pair for one in asked for pair in one]]:
                         self._follow(route, pairs)
-                time.sleep(0.1)
+                if self._queue.qsize() < 500:
+                    time.sleep(0.5)  # few large frames: most requests meet none of them
 
     def _follow(self, route: Route, pairs: list[tuple[BaseModel, Prediction]]) -> None:
         requests: dict[str, list[Prediction]] = {}  # rows of one request may have been answered by both

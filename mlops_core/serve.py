@@ -230,14 +230,17 @@ async def _when_unforeseen(request: Request, error: Exception) -> JSONResponse:
 
 # %% ../nbs/13_serve.ipynb #c16b0001
 async def _keep_judging(name: str, router: Router, guard: Callable) -> None:
+    taken = 0.0
     while True:
-        await asyncio.sleep(1)
+        await asyncio.sleep(max(1, 10 * taken))  # judging many rows takes its time, and no more than a tenth of it
         if router.route and router.route.challenger:
+            begin = time.perf_counter()
             try:
                 await asyncio.to_thread(guard, name)
                 router.unjudged = ""
             except Exception as error:  # a judge that cannot judge says so, and answers go on
                 router.unjudged = f"the roll-out cannot be judged: {first_line(error)}"
+            taken = time.perf_counter() - begin
 
 
 def _watch_route(metrics: dict, router: Router, scorer: Scorer) -> None:

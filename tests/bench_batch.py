@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from mlops_core import audit, core
 from mlops_core.data import load_dataset
-from mlops_core.release import rehearsal
+from mlops_core.rehearsal import rehearsal
 
 FLOOR = 200_000  # rows/s
 GROWTH = 1.1  # peak memory of the largest file against that of the smallest

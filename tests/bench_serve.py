@@ -20,7 +20,7 @@ from mlops_core import audit, credit, package, traffic
 from mlops_core.core import plain
 from mlops_core.data import load_dataset
 from mlops_core.experiment import classification_fold
-from mlops_core.release import rehearsal
+from mlops_core.rehearsal import rehearsal
 
 WHO = {"actor": "cho", "role": "devops"}
 ROWS = [  # what is compared, at how many connections, with which server, bound, goal; more is better but for times
@@ -49,7 +49,8 @@ def process(*command, alive):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryFile() as said:
-        running = subprocess.Popen([*command, str(port)], stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+        found_in = os.environ | {"PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", "")])}  # MLflow looks for uvicorn there
+        running = subprocess.Popen([*command, str(port)], stdout=said, stderr=subprocess.STDOUT, start_new_session=True, env=found_in)
         try:
             wait_until_alive(running, f"http://127.0.0.1:{port}{alive}", said)
             yield port
@@ -167,7 +168,8 @@ def measure(rounds, seconds, sample=0):
         audit.append("champion", version.subject, {"manifest": version.manifest}, **WHO)
         with ours() as our:
             found = compare(version, our, rounds, seconds)
-            capacity = found.query("server == 'ours' and connections == 64")["per_second"].median()
+            # of 64 clients who wait for each other, all ask at once and share frames, as no clients of an open loop do
+            capacity = found.query("server == 'ours' and connections == 8")["per_second"].median()
             return found, with_shadow(version, our, capacity / 2, rounds, seconds)
 
 
