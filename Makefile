@@ -22,7 +22,8 @@ lab: .venv/runtime
 
 test: .venv/dev
 	$(ONE) $(BIN)/nbdev_test --n_workers 2 --do_print
-	$(ONE) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(ONE) $(BIN)/python -m pytest tests/test_speed.py
+	$(ONE) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/test_speed.py
 
 check: .venv/dev
 	$(BIN)/ruff check .
