@@ -1099,6 +1099,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mlops_core', 'doc_host': '
                                     'mlops_core.scoring._outside': ('scoring.html#_outside', 'mlops_core/scoring.py'),
                                     'mlops_core.scoring._reading_type': ('scoring.html#_reading_type', 'mlops_core/scoring.py'),
                                     'mlops_core.scoring._said': ('scoring.html#_said', 'mlops_core/scoring.py'),
+                                    'mlops_core.scoring._with_offset': ('scoring.html#_with_offset', 'mlops_core/scoring.py'),
                                     'mlops_core.scoring.answered_by_challenger': ( 'scoring.html#answered_by_challenger',
                                                                                    'mlops_core/scoring.py'),
                                     'mlops_core.scoring.answered_by_champion': ( 'scoring.html#answered_by_champion',

@@ -21,7 +21,7 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, Field, create_model, field_validator
 from threadpoolctl import threadpool_limits
 
 from . import audit
@@ -126,15 +126,22 @@ def _make_serving(loaded: LoadedModel, limits: RequestLimits, sample: pd.DataFra
     ask = request_type(row, examples[0], replace(limits, rows=min(limits.rows, 100)))  # each row gets a whole list of answers
     loaded.answer(requests)
     nothing, deadline = np.array([]), Deadline(load_use_case(loaded.name).limits.p99_ms / 1000)
-    reading = _reading_type(contract) if loaded.serving.readings else None
+    reading = _reading_type(contract, sample["time"].dt.tz is not None) if loaded.serving.readings else None
     return Live(loaded, ask, contract, dict.fromkeys(row.model_fields, np.dtype(object)), nothing, nothing, deadline, reading)
 
 
-def _reading_type(contract: dict) -> type[BaseModel]:
-    "What a meter reports: a time, also one to come, and what is known of it."
+def _with_offset(time: pd.Timestamp) -> pd.Timestamp:
+    if time.tz is None:  # it would be taken for UTC, and the series for another day
+        raise ValueError("has no offset: write it as in 2026-03-01T12:00:00+10:00")
+    return time
+
+
+def _reading_type(contract: dict, zoned: bool) -> type[BaseModel]:
+    "What a meter reports: a time, also one to come (with its offset, if the series is `zoned`), and what is known of it."
     quantities = [name for name in contract if name not in ("origin", "time")]
     known = {"time": replace(contract["time"], available="known_ahead", inferred=False)} | {name: contract[name] for name in quantities}
-    return row_type(known, name="Reading", optional=quantities)
+    reading = row_type(known, name="Reading", optional=quantities)
+    return create_model("Reading", __base__=reading, __validators__={"offset": field_validator("time")(_with_offset)}) if zoned else reading
 
 # %% ../nbs/13_scoring.ipynb #e87b5db5
 def frame_of(live: Live, rows: list[BaseModel]) -> pd.DataFrame:

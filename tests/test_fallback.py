@@ -127,6 +127,7 @@ def test_an_abnormal_week_is_not_repeated():
 @pytest.mark.parametrize("body, field", [
     ({"time": "2014-11-02T00:00:00+10:00", "value": 999}, "readings.0.value"), ({"value": 4.0}, "readings.0.time"),
     ({"time": "2014-11-02T00:00:00+10:00", "demand": 4.0}, "readings.0.demand"), ({"time": "soon", "value": 4.0}, "readings.0.time"),
+    ({"time": "2014-11-02T00:00:00", "value": 4.0}, "readings.0.time"),
 ])
 def test_bad_readings_are_refused_and_none_is_taken(served, history_of_a_day, body, field):
     client, *_ = served

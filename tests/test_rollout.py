@@ -51,7 +51,8 @@ def logged(running, rows=400, changed=lambda p: p, action=lambda p: "approve" if
         for number, probability in enumerate(answers):
             for version, role, says in ((1, "champion", probability), (2, "shadow", changed(probability))):
                 fails = version == 2 and number in broken
-                said = {"output": "{}", "fallback": "KeyError"} if fails else {"output": json.dumps({"probability": says}), "action": action(says)}
+                said = {"output": json.dumps({"probability": says}), "action": action(says)}
+                said = {"output": "{}", "fallback": "failed: KeyError"} if fails else said
                 writer.submit([log.Prediction("credit_risk", f"{running.number}-{running.step}-{number}", version, role, latency_ms=5.0, **said)])
 
 
