@@ -98,6 +98,8 @@ def operations_engine() -> sa.Engine:
         raise FileNotFoundError(f"{engine.url.database} is gone: it was there when this process began; put it back, or start again")
     if not seen or found != seen:
         with engine.begin() as connection:
+            if engine.dialect.name == "postgresql":  # where two that look and create at once would both create
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(20260301)"))
             for table in tables.sorted_tables:  # look and create in one statement, for two processes that begin at once
                 connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
                 for index in table.indexes:

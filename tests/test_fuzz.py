@@ -49,7 +49,7 @@ def test_six_hundred_generated_requests_are_answered_as_described(workspace):
     with serve.LocalServer(serve.make_app("credit_risk")) as client:
         cases, findings = fuzz(client.base_url, key, 120)
     assert findings == []
-    assert sum(cases.values()) >= 500 and min(cases["POST /v1/predict"], cases["POST /v1/outcomes"]) > 150 and len(cases) == 7
+    assert sum(cases.values()) >= 500 and min(cases["POST /v1/predict"], cases["POST /v1/outcomes"]) > 150 and len(cases) == 8
     rows = log.joined("credit_risk")
     assert len(rows) > 50 and not rows.duplicated(["request_id", "position"]).any(), "and the log can be read"
 

@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 
 from mlops_core import audit, core, history, lists
 
@@ -56,6 +57,29 @@ def test_many_meters_at_once_lose_and_double_nothing(operations):
     [thread.join() for thread in threads]
     assert sum(one.new for one in counts) == 88 and sum(one.repeated for one in counts) == 5 * 88
     assert len(history.read_history("grid", HOURS[0], HOURS[-1] + pd.Timedelta("1h"))[0]) == 48
+
+
+def test_many_that_begin_a_database_at_once_do_not_trip(operations):
+    with operations.begin() as connection:
+        for table in reversed(core.tables.sorted_tables):
+            connection.execute(sa.schema.DropTable(table, if_exists=True))
+    for _ in range(5):
+        found, begin = [], threading.Barrier(6)
+
+        def prepare(found=found, begin=begin):
+            begin.wait()
+            try:
+                found.append(core.operations_engine())
+            except sa.exc.DBAPIError as error:
+                found.append(error)
+
+        core._PREPARED.clear()
+        threads = [threading.Thread(target=prepare) for _ in range(6)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        assert all(isinstance(one, sa.Engine) for one in found), found
+        with operations.begin() as connection:
+            connection.execute(sa.schema.DropTable(history.readings))
 
 
 def test_lists_are_replaced_whole_and_end_with_their_hour(operations, monkeypatch):
