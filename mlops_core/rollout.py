@@ -24,7 +24,7 @@ from .signoff import acting
 from .traffic import Rollout, begin, move, rollout_history, running
 
 # %% ../nbs/16_rollout.ipynb #9f0f3d10
-def paired(rollout: Rollout, most: int = 4000) -> tuple[pd.DataFrame, int, int]:
+def paired(rollout: Rollout, most: int = 1500) -> tuple[pd.DataFrame, int, int]:
     """What both versions said to the same rows in this step, of the last `most` answers of each.
 
     Columns of a row: output, action and latency_ms of each with the endings _ours (challenger) and _theirs, and the outcome `value`, where

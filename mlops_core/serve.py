@@ -232,7 +232,7 @@ async def _when_unforeseen(request: Request, error: Exception) -> JSONResponse:
 async def _keep_judging(name: str, router: Router, guard: Callable) -> None:
     taken = 0.0
     while True:
-        await asyncio.sleep(max(1, 10 * taken))  # judging many rows takes its time, and no more than a tenth of it
+        await asyncio.sleep(max(1, 30 * taken))  # those who wait for an answer wait for the judge, too: he gets a thirtieth of the time
         if router.route and router.route.challenger:
             begin = time.perf_counter()
             try:
