@@ -297,7 +297,7 @@ def _positive(text: str) -> int:
 
 # %% ../nbs/49_actions.ipynb #5ee9a005
 def _add_workshop(commands, command) -> None:
-    late = command(commands, "catch-up", _catch_up, "build what a section of a case needs, in under a minute", acts=False)
+    late = command(commands, "catch-up", _catch_up, "build what a section of a case needs, in about a minute", acts=False)
     late.add_argument("case", help=f"{', '.join(cases())}, or the path of a notebook")
     late.add_argument("--to", required=True, choices=list(STOPS), help="the section at which you want to begin")
     clean = command(commands, "reset", _reset, "empty the workspace", acts=False)
