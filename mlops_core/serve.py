@@ -255,7 +255,7 @@ def _watch_route(metrics: dict, router: Router, scorer: Scorer) -> None:
 
 # %% ../nbs/13_serve.ipynb #131faee2
 def make_app(name: str, auth: bool = True, limits: RequestLimits = RequestLimits(), guard: Callable | None = None) -> FastAPI:  # noqa: B008 (frozen)
-    "The API of the model `name`; without `auth` it asks for no key. `guard(name)` is called each second while a roll-out runs."
+    "The API of the model `name`; without `auth` it asks for no key. `guard(name)` is called each second, if it is quick, during a roll-out."
     registry = CollectorRegistry()
     metrics, ring, band = make_metrics(registry), KeyRing() if auth else None, load_use_case(name).review_band
     router, log = Router(name, limits), PredictionLog(wait_seconds=2)

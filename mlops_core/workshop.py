@@ -75,8 +75,8 @@ class ResetRefused(ValueError):
     "A folder that is not emptied; the message says why, and what to do."
 
 
-OURS = ("operations*.db*", "mlflow.db*", "audit.heads", "artifacts", "governance", "until", "test", "in_use", "kernel.log", "small.onnx",
-        "tmp*", ".going-*")  # fmt: skip
+OURS = ("operations*.db*", "mlflow.db*", "audit.heads", "artifacts", "governance", "until", "views", "fleet.html", "test", "in_use",
+        "kernel.log", "small.onnx", "tmp*", ".going-*")  # fmt: skip
 
 
 def _holds(file: Path, table: str) -> bool:

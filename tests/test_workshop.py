@@ -21,6 +21,7 @@ from mlops_core.data import load_dataset, reference_split
 from mlops_core.experiment import open_experiment, sample_rows
 from mlops_core.govern import load_use_case
 from mlops_core.report import LIFECYCLE, RunFailed, before_section, case_notebook, cases, check_request
+from mlops_core.views import write_fleet
 
 PARAMETERS = "seed: int = 0  # drives everything [0, 100]\nrefuse: str = \"no\"  # what the gate says {yes, no}"
 START = "from mlops_core import audit\nwho = {'actor': 'eli', 'role': 'data_engineer'}"
@@ -179,6 +180,13 @@ def test_reset_says_what_goes_asks_and_empties(used, capsys, monkeypatch):
     assert f"{used}: 1 audit log entries, 1 packaged versions" in said and "nothing was touched" in said
     assert main(["reset"]) == 0 and not list(used.iterdir())
     assert main(["reset", "--yes"]) == 0 and "holds nothing" in capsys.readouterr().out
+
+
+def test_reset_knows_the_pages_that_monitoring_writes(used):
+    write_fleet()
+    (used / "views").mkdir()  # where the pages of the roles go
+    workshop.reset(used)
+    assert not [*used.iterdir()]
 
 
 def test_reset_does_not_follow_links_and_takes_what_a_kill_left(used, tmp_path):
