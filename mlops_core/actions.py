@@ -141,7 +141,8 @@ def _release(options: argparse.Namespace) -> int:
 
 
 def _start(options: argparse.Namespace) -> int:
-    start(options.model, options.version, at_once=options.at_once, actor=options.actor, role=options.role)
+    start(options.model, options.version, at_once=options.at_once, differs=options.differs, because=options.because, actor=options.actor,
+          role=options.role)
     print(status(options.model))
     return 0
 
@@ -153,7 +154,7 @@ def _advance(options: argparse.Namespace) -> int:
 
 # %% ../nbs/49_actions.ipynb #ebfb1af0
 def _stop(way: Callable, options: argparse.Namespace) -> int:
-    way(options.model, options.because, actor=options.actor, role=options.role)
+    way(options.model, options.because, **{"to": options.to} if "to" in options else {}, actor=options.actor, role=options.role)
     print(status(options.model))
     return 0
 
@@ -229,6 +230,8 @@ def _add_rollout(commands, command, as_somebody) -> None:
     first.add_argument("model")
     first.add_argument("version", help="a number")
     first.add_argument("--at-once", action="store_true", help="switch without steps (blue-green), where the policy allows it")
+    first.add_argument("--differs", type=float, default=0.0, metavar="SHARE", help="how far it is meant to differ, if beyond the use case's limits")
+    first.add_argument("--because", default="", metavar="REASON", help="why it is meant to differ; goes to the audit log")
     command(ways, "status", _status, "where the roll-out stands, and how the step is judged", acts=False).add_argument("model")
     on = as_somebody(command(ways, "advance", _advance, "judge the step and take the next one", acts=False))
     on.add_argument("model")
@@ -237,6 +240,7 @@ def _add_rollout(commands, command, as_somebody) -> None:
         back = as_somebody(command(ways, way.__name__, partial(_stop, way), text, acts=False))
         back.add_argument("model")
         back.add_argument("--because", required=True, metavar="REASON", help="goes to the audit log")
+    back.add_argument("--to", type=int, metavar="VERSION", help="an earlier version that was live, by its number")
 
 
 # %% ../nbs/49_actions.ipynb #5ee9a002

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['tables', 'evaluations', 'RECORD_TYPE', 'PALETTE', 'home', 'workspace', 'tracking_uri', 'operations_engine', 'now',
-           'log_evaluations', 'read_evaluations', 'generator', 'seed_everything', 'code_revision', 'environment',
-           'Parameter', 'parse_parameters', 'ParameterError', 'check_parameter', 'check_parameters', 'case_parameters',
-           'start_case', 'plain', 'record', 'read_records', 'use_house_style', 'show', 'what_if']
+           'replayed_clock', 'log_evaluations', 'read_evaluations', 'generator', 'seed_everything', 'code_revision',
+           'environment', 'Parameter', 'parse_parameters', 'ParameterError', 'check_parameter', 'check_parameters',
+           'case_parameters', 'start_case', 'plain', 'record', 'read_records', 'use_house_style', 'show', 'what_if']
 
 # %% ../nbs/00_core.ipynb #89b28d58
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -22,6 +23,7 @@ import sqlite3
 import subprocess
 import time
 import tokenize
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -117,9 +119,22 @@ evaluations = sa.Table(
 )  # fmt: skip
 
 # %% ../nbs/00_core.ipynb #a193cef3
+_STANDS: list[pd.Timestamp] = []  # where the clock stands, while somebody replays
+
+
 def now() -> pd.Timestamp:
     "The present, in UTC: the only clock of the package, so that a replay can set it."
-    return pd.Timestamp.now(tz="UTC")
+    return _STANDS[-1] if _STANDS else pd.Timestamp.now(tz="UTC")
+
+
+@contextlib.contextmanager
+def replayed_clock() -> Iterator[Callable[[pd.Timestamp], None]]:
+    "Inside, `now()` stands where the function that is given puts it (a time with its zone), for all threads of this process."
+    before = list(_STANDS)
+    try:
+        yield lambda moment: _STANDS.__setitem__(slice(None), [pd.Timestamp(moment).tz_convert("UTC")])
+    finally:
+        _STANDS[:] = before
 
 
 def log_evaluations(frame: pd.DataFrame, subject: str, dataset: str) -> None:

@@ -117,7 +117,7 @@ def _shown_gain(known: pd.DataFrame) -> tuple[float, float, float]:
 # %% ../nbs/16_rollout.ipynb #2576b6e6
 def judge(rollout: Rollout) -> pd.DataFrame:
     "The checks of the step as it stands now: check, value, limit, verdict (pass, breach, too few) and why."
-    limits = load_use_case(rollout.model).limits
+    limits, differs = load_use_case(rollout.model).limits, _may_differ(rollout)
     both, asked, failed = paired(rollout)
     enough, count = len(both) >= limits.rollout_rows, f"{len(both)} rows that both answered, {limits.rollout_rows} are needed"
     share, low = (failed / asked, proportion_confint(failed, asked, 0.001, "wilson")[0]) if asked else (np.nan, 0.0)
@@ -128,8 +128,8 @@ def judge(rollout: Rollout) -> pd.DataFrame:
     return pd.DataFrame([
         _judged("errors", share, limits.rollout_errors, low > limits.rollout_errors, asked >= limits.rollout_rows, f"{failed} of {asked} failed"),
         _limited("latency", slow, limits.p99_ms, enough, f"99th percentile in ms; {count}"),
-        _limited("shift", apart, limits.rollout_shift, enough, f"distance of the scores; {count}"),
-        _limited("disagreement", differ, limits.rollout_disagreement, enough, f"share treated differently; {count}"),
+        _limited("shift", apart, max(limits.rollout_shift, differs), enough, f"distance of the scores; {count}"),
+        _limited("disagreement", differ, max(limits.rollout_disagreement, differs), enough, f"share treated differently; {count}"),
         _metric(rollout, both[both["value"].notna()], limits),
     ])  # fmt: skip
 
@@ -161,6 +161,12 @@ def _noted(rollout: Rollout, event: str) -> bool:
     rows = audit.entries(event=event, subject=f"{rollout.model}/{rollout.challenger}")
     return any(payload.get("rollout") == rollout.number for payload in rows["payload"])
 
+# %% ../nbs/16_rollout.ipynb #ed708de4
+def _may_differ(rollout: Rollout) -> float:
+    "How far the challenger may differ, as somebody who may override gates said at the start; 0 for no more than the use case allows."
+    said = audit.entries(event="challenger", subject=f"{rollout.model}/{rollout.challenger}")["payload"]
+    return next((payload["differs"] for payload in said if payload.get("rollout") == rollout.number and "differs" in payload), 0.0)
+
 # %% ../nbs/16_rollout.ipynb #57a56015
 def settle(name: str, actor: str = "settle", role: str = "system") -> None:
     "Write to the audit log what the last roll-out of `name` came to, where a process died before it did."
@@ -178,14 +184,19 @@ def settle(name: str, actor: str = "settle", role: str = "system") -> None:
             mirror_aliases(name)
 
 # %% ../nbs/16_rollout.ipynb #e0ba73a0
-def start(name: str, version: int | str, *, at_once: bool = False, actor: str, role: str) -> Rollout:
+def start(name: str, version: int | str, *, at_once: bool = False, differs: float = 0.0, because: str = "", actor: str, role: str) -> Rollout:
     """Begin to replace the live version by `version`: in the shadow, or `at_once` (blue-green) where the policy allows that.
 
+    A version that is meant to decide otherwise may say so: with `differs` (0 to 1) its scores may lie so far apart, and so large a share be
+    treated differently, beyond the limits of the use case; only a role that may override gates can say that, with a rationale (`because`).
     Raises `RolloutError` if none is live, for a version that is not approved or asks for other columns; `RolloutConflict` if one runs.
     """
     acting(actor, role)
     settle(name)
     policy, live, loaded = policy_of(name), audit.live(name), load_model(name, version)
+    if differs and (role not in policy.override_roles or len(because.strip()) < 20 or not 0 < differs <= 1):
+        raise RolloutError(f"that a version may differ by {differs:g} takes a share of at most 1, a rationale of 20 characters or more, and one of "
+                           f"{', '.join(policy.override_roles)}")  # fmt: skip
     if live in (None, str(loaded.version)):
         raise RolloutError(f"{name} has no champion to replace; promote a version first" if live is None else f"{loaded.subject} is live already")
     approved = audit.entries(event="approved", subject=loaded.subject)["payload"]
@@ -198,6 +209,8 @@ def start(name: str, version: int | str, *, at_once: bool = False, actor: str, r
     if at_once and not policy.blue_green:
         raise RolloutError(f"the policy of {name} wants steps ({', '.join(f'{share:.0%}' for share in policy.rollout)}), no switch at once")
     rollout = begin(name, int(live), loaded.version, [1.0] if at_once else policy.rollout)
+    if differs:
+        _note(rollout, "challenger", actor, role, manifest=loaded.manifest, differs=differs, because=because.strip())
     if at_once:
         rollout = move(rollout, step=1, state="passed", reason="at once")
     settle(name, actor, role)
@@ -263,8 +276,11 @@ def abort(name: str, because: str, *, actor: str, role: str) -> Rollout:
     return _stop(rollout, "aborted", because, actor, role)
 
 # %% ../nbs/16_rollout.ipynb #83eb0201
-def rollback(name: str, because: str, *, actor: str, role: str) -> int:
-    "Go back: end the roll-out if one runs, else let the champion before be live again. Returns the version that is live."
+def rollback(name: str, because: str, to: int | None = None, *, actor: str, role: str) -> int:
+    """Go back: end the roll-out if one runs, else let the champion before be live again, or the earlier one with the number `to`.
+
+    Returns the version that is live. Raises `RolloutError` where there is none to go back to.
+    """
     acting(actor, role)
     if rollout := running(name):
         return _stop(rollout, "rolled_back", because, actor, role).champion
@@ -273,9 +289,11 @@ def rollback(name: str, because: str, *, actor: str, role: str) -> int:
     before = [row.subject for row in audit.entries(name, event="champion").itertuples() if row.subject != f"{name}/{live}"]
     if live is None or not before:
         raise RolloutError(f"{name} has no version to go back to: {'none is live' if live is None else f'{live} is the first'}")
-    version = int(before[-1].split("/")[1])
+    version = int(before[-1].split("/")[1]) if to is None else to
+    if f"{name}/{version}" not in before:
+        raise RolloutError(f"{name}/{version} was not live before; there are: {', '.join(sorted(set(before)))}")
     noted = {"because": because, "instead_of": int(live), "manifest": packaged(name, version)["manifest"]}
-    audit.append("champion", before[-1], noted, actor=actor, role=role, since=known)
+    audit.append("champion", f"{name}/{version}", noted, actor=actor, role=role, since=known)
     mirror_aliases(name)
     return version
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Moment', 'UNAVAILABLE', 'LocalServer', 'Problem', 'problem_response', 'Counted', 'make_metrics', 'read_body',
-           'check_key', 'Outcome', 'Outcomes', 'readings_type', 'parsed', 'response_of', 'make_app', 'ServeRefused',
-           'serve']
+           'check_key', 'Outcome', 'Outcomes', 'readings_type', 'parsed', 'counting_refused', 'response_of', 'make_app',
+           'ServeRefused', 'serve']
 
 # %% ../nbs/13_serve.ipynb #06852a6a
 import asyncio
@@ -17,8 +17,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -118,6 +118,7 @@ def make_metrics(registry: CollectorRegistry) -> dict:
         "requests": Counter("mlops_requests", "Requests", ["path", "status"], registry=registry),
         "seconds": Histogram("mlops_request_seconds", "Seconds that a request took", ["path"], buckets=buckets, registry=registry),
         "rows": Counter("mlops_rows", "Rows answered", ["action", "role"], registry=registry),
+        "refused": Counter("mlops_refused_rows", "Rows of prediction requests that broke the contract", ["field"], registry=registry),
         "running": Gauge("mlops_requests_in_flight", "Requests that are being answered", registry=registry),
         "version": Gauge("mlops_live_version", "The version in a role, 0 for none", ["role"], registry=registry),
         "share": Gauge("mlops_challenger_share", "The share of the subjects whom the challenger answers", registry=registry),
@@ -190,6 +191,18 @@ def parsed(kind: type[BaseModel], body: bytes) -> BaseModel:
     except ValidationError as error:
         found = complaints(error)
         raise Problem(422, f"{len(found)} thing(s) are wrong; see errors", errors=found) from None
+
+# %% ../nbs/13_serve.ipynb #67dea38d
+@contextmanager
+def counting_refused(counter: Counter, columns) -> Iterator[None]:
+    "Count the rows that are refused inside, by the first of `columns` that is wrong in them."
+    try:
+        yield
+    except Problem as refusal:
+        places = [(one["field"].split(".") + ["", ""])[:3] for one in refusal.errors or ()]
+        for _, field in dict([(row, field) for first, row, field in places if first == "rows"][::-1]).items():
+            counter.labels(field if field in columns else "other").inc()
+        raise
 
 # %% ../nbs/13_serve.ipynb #50206e0c
 def response_of(rows: list[Prediction], ask: BaseModel, live: Live) -> dict:
@@ -291,7 +304,8 @@ def _add_doors(app: FastAPI, name: str, ring, router: Router, scorer: Scorer, li
         body, route = await read_body(request, limits), router.route
         if route is None:
             raise Problem(503, router.problem, {"Retry-After": "5"})
-        ask = parsed(route.live.ask, body)
+        with counting_refused(metrics["refused"], route.live.types):
+            ask = parsed(route.live.ask, body)
         if ask.subjects and len(ask.subjects) != len(ask.rows):
             raise Problem(422, "subjects and rows differ in number", errors=[{"field": "subjects", "rule": "one for each row", "value": None}])
         try:

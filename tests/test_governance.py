@@ -46,7 +46,7 @@ def version(material, tmp_path, monkeypatch):
 
 
 def test_a_version_walks_through_the_gates_and_the_report_shows_it(version):
-    promotion = governance.walk_through(version)
+    promotion = walk_through(version)
     assert promotion.status == "champion" and promotion.gates["passed"].all() and len(promotion.gates) == 13
     page = governance.governance_report("credit_risk")
     found = json.loads((page.parent / "governance.json").read_text())
@@ -59,7 +59,7 @@ def test_a_version_walks_through_the_gates_and_the_report_shows_it(version):
 
 
 def test_without_sign_offs_nothing_is_promoted(version):
-    promotion = governance.walk_through(version, "none")
+    promotion = walk_through(version, "none")
     assert promotion.status == "refused" and audit.live("credit_risk") is None
     assert set(promotion.gates.loc[~promotion.gates["passed"], "gate"]) == {"reproducibility", "sign_offs"}
 
