@@ -5,19 +5,21 @@
 # %% auto #0
 __all__ = ['ARMS', 'Incident', 'Production', 'ignore', 'retrain_always', 'loop', 'replay', 'story', 'plot_story', 'plot_arms']
 
-# %% ../nbs/18_loop.ipynb #4f9c1220
+# %% ../nbs/18_loop.ipynb #9478dde2
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import httpx
 import matplotlib.pyplot as plt
 import pandas as pd
+from scipy import stats
 from tqdm.auto import tqdm
 
-from . import audit
+from . import audit, core
 from .alerts import alert_history
 from .core import PALETTE, log_evaluations, read_evaluations, replayed_clock
 from .diagnosis import REALISED, Diagnosis, diagnose
+from .gates import Override, Promotion, promote
 from .govern import demonstration, load_use_case, policy_of
 from .log import joined, record_outcomes
 from .maturity import label_clock
@@ -28,7 +30,7 @@ from .rollout import RolloutRefused, advance, rollback, start
 from .serve import LocalServer, make_app
 from .traffic import Rollout, running
 
-# %% ../nbs/18_loop.ipynb #f68422bd
+# %% ../nbs/18_loop.ipynb #67aca81e
 @dataclass(frozen=True)
 class Incident:
     "Something that goes wrong: what, in a sentence with the unit of `size`, its usual size, and whether a `feed` is at fault, which can be mended."
@@ -44,8 +46,9 @@ class Production:
 
     `begin()` makes the version that is live at first, and those to fall back to. `send(client, number, wrong, clock)` sends the requests of
     a period to the API, as the incident has them if it is there (`wrong`), and returns a row for each thing decided: request_id ("" where
-    no answer came), position, value (its outcome), known_at (when that becomes known, UTC) and cost. `learn(number, skipped)` packages a
-    version from what is known at the end of a period, without what was answered in the `skipped` spans of time. Whoever owns a feed takes
+    no answer came), position, value (its outcome), known_at (when that becomes known, UTC) and cost. `learn(number, skipped, since)` packages
+    a version from what is known at the end of a period, without what was answered in the `skipped` spans of time; answers have been worse
+    `since` then (None: they have not). Whoever owns a feed takes
     `mend_periods` to mend it.
     """
     name: str
@@ -63,7 +66,7 @@ class Production:
         "When a period is over."
         return self.start + (number + 1) * self.step
 
-# %% ../nbs/18_loop.ipynb #09076761
+# %% ../nbs/18_loop.ipynb #916a8f54
 @dataclass
 class _Played:
     "Where a replay stands: the period, the newest round, and what is remembered between periods."
@@ -75,7 +78,8 @@ class _Played:
     mended: int | None = None  # the period from which the feed is whole again
     skipped: list = field(default_factory=list)  # spans of time whose answers had broken inputs
     trouble: pd.Timestamp | None = None  # since when answers are worse
-    tried: tuple = ()
+    attempted: int = 0  # outcomes that were known when a version was last trained against the trouble
+    said: str = ""  # the last diagnosis
 
     @property
     def name(self) -> str:
@@ -85,7 +89,7 @@ class _Played:
     def wrong(self) -> bool:
         return self.number >= self.production.begins and not (self.mended is not None and self.number >= self.mended)
 
-# %% ../nbs/18_loop.ipynb #038ccd6f
+# %% ../nbs/18_loop.ipynb #ea988fd1
 def ignore(now: _Played) -> str:
     "No loop: monitoring may say what it likes."
     return ""
@@ -96,7 +100,7 @@ def retrain_always(now: _Played) -> str:
     new = now.found.alerts[pd.to_datetime(now.found.alerts["opened_at"]) == now.found.look.as_of]
     if new.empty:
         return ""
-    made = now.production.learn(now.number, [])
+    made = now.production.learn(now.number, [], None)
     for event in ("approved", "champion"):
         audit.append(event, made.subject, {"manifest": made.manifest, "because": f"alert {new['check'].iloc[0]}; no gates"}, **_who("devops"))
     return f"version {made.version} is live: an alert opened ({', '.join(new['check'])})"
@@ -113,7 +117,7 @@ def _note(now: _Played, said: Diagnosis) -> None:
     who = {"actor": "loop", "role": "system"} if not said.needs_person(policy) else _who("data_scientist")
     audit.append("diagnosed", now.name, noted | {"without_a_person": not said.needs_person(policy)}, **who)
 
-# %% ../nbs/18_loop.ipynb #b3dda643
+# %% ../nbs/18_loop.ipynb #c12f0075
 def loop(now: _Played) -> str:
     """The loop: a running roll-out takes its next step or is rolled back; else the diagnosis decides.
 
@@ -123,14 +127,19 @@ def loop(now: _Played) -> str:
         return _go_on(now, rolling)
     if now.mended is not None and now.number > now.mended and now.skipped and now.skipped[-1][1] is None:
         return _go_back(now)
-    said = diagnose(now.found.look, load_use_case(now.name), _outcomes_since(now), _age(now), now.tried, _was_broken(now))
+    outcomes = _outcomes_since(now)
+    tried = ("retrain",) if now.attempted and outcomes < 1.5 * now.attempted else ()  # with half as many again it is another attempt
+    said = diagnose(now.found.look, load_use_case(now.name), outcomes, _age(now), tried, _was_broken(now))
     if said.action == "hold" and not said.because:
-        now.trouble, now.tried = None, ()
+        now.trouble, now.attempted, now.said = None, 0, ""
+        return ""
+    again, now.said = said.action == now.said and said.action not in ("fallback", "retrain"), said.action
+    if again:
         return ""
     _note(now, said)
     if said.action == "fallback":
         return _fall_back(now, said)
-    return _retrain(now, said) if said.action == "retrain" else f"{said.action.replace('_', ' ')}: {said.because}"
+    return _retrain(now, said, outcomes) if said.action == "retrain" else f"{said.action.replace('_', ' ')}: {said.because}"
 
 # %% ../nbs/18_loop.ipynb #9a2e7d64
 def _trained_at(name: str) -> pd.Timestamp:
@@ -192,11 +201,11 @@ def _go_back(now: _Played) -> str:
     version = rollback(now.name, "the feed that was broken is mended, as its owner says", last["instead_of"], **_who("devops"))
     return f"the feed is mended, version {version} returns"
 
-# %% ../nbs/18_loop.ipynb #99427da2
-def _retrain(now: _Played, said: Diagnosis) -> str:
-    made = now.production.learn(now.number, now.skipped)
-    now.tried = (*now.tried, "retrain")
-    promotion = walk_through(made)
+# %% ../nbs/18_loop.ipynb #ddfeec42
+def _retrain(now: _Played, said: Diagnosis, outcomes: int) -> str:
+    made = now.production.learn(now.number, now.skipped, now.trouble)
+    now.attempted = outcomes
+    promotion = _let_pass(now, made, walk_through(made))
     if promotion.status == "refused":
         refusing = promotion.gates.loc[~promotion.gates["passed"], "gate"]
         audit.append("retired", made.subject, {"because": f"refused by {', '.join(refusing)}"}, actor="loop", role="system")
@@ -207,14 +216,32 @@ def _retrain(now: _Played, said: Diagnosis) -> str:
     return f"version {made.version} follows in the shadow: {said.because}"
 
 
+def _let_pass(now: _Played, made: LoadedModel, promotion: Promotion) -> Promotion:
+    "Ask the role that may override, where calibration alone refuses a successor and the live version breaks each of its bounds by more."
+    policy, limits = policy_of(now.name), load_use_case(now.name).limits
+    if now.trouble is None or promotion.status != "refused" or set(promotion.gates.loc[~promotion.gates["passed"], "gate"]) != {"calibration"}:
+        return promotion
+    fold, live = recipe_of(made.folder).fold(), load_model(now.name, audit.live(now.name))
+    ours, theirs = (one.score(fold.y_test, one.answer(fold.X_test)) for one in (made, live))
+    broken = [metric for metric, bounds in limits.metrics.items() if bounds.beyond(ours[metric]) > 0]
+    if any(bounds.beyond(ours[metric]) >= bounds.beyond(theirs[metric]) for metric, bounds in limits.metrics.items() if metric in broken):
+        return promotion
+    said = ", ".join(f"{metric} {ours[metric]:.3f}, and {theirs[metric]:.3f} of what is live" for metric in broken)
+    override = Override(("calibration",), **_who(policy.override_roles[0]), until=core.now() + pd.Timedelta(days=policy.override_days),
+                        rationale=f"{said}, on the same {len(fold.X_test):,} new requests: to hold on to what is live is worse")  # fmt: skip
+    return promote(now.name, made.version, override=override, **_who("devops"))
+
+
 def _meant_to_differ(name: str, made: LoadedModel) -> float:
     "How far a successor may differ: half as much again as it does on its own test part, where that is more than the use case allows."
     fold, decide = recipe_of(made.folder).fold(), made.decide
     if decide is None:
         return 0.0
-    live = load_model(name, audit.live(name))
-    differ = (decide(made.answer(fold.X_test)) != live.decide(live.answer(fold.X_test))).mean()
-    return min(1.0, round(1.5 * float(differ), 3)) if 1.5 * differ > load_use_case(name).limits.rollout_disagreement else 0.0
+    live, limits = load_model(name, audit.live(name)), load_use_case(name).limits
+    ours, theirs = made.answer(fold.X_test), live.answer(fold.X_test)
+    differ, apart = (decide(ours) != live.decide(theirs)).mean(), stats.ks_2samp(ours["probability"], theirs["probability"]).statistic
+    beyond = 1.5 * differ > limits.rollout_disagreement or 1.5 * apart > limits.rollout_shift
+    return min(1.0, round(1.5 * float(max(differ, apart)), 3)) if beyond else 0.0
 
 
 def _go_on(now: _Played, rolling: Rollout) -> str:
@@ -227,7 +254,7 @@ def _go_on(now: _Played, rolling: Rollout) -> str:
         return str(refusal)
     if moved.state == "running":
         return f"version {moved.challenger} answers {moved.share:.0%}"
-    now.trouble, now.tried = None, ()
+    now.trouble, now.attempted = None, 0
     return f"version {moved.challenger} is live"
 
 # %% ../nbs/18_loop.ipynb #5f654646
