@@ -6,7 +6,8 @@
 __all__ = ['Watched', 'watch', 'seen_after', 'detection_rates']
 
 # %% ../nbs/18_detection.ipynb #4152cf1d
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,14 +34,20 @@ class Watched:
     start: pd.Timestamp
     draw: Callable[[int, Incident, float], pd.DataFrame] = field(repr=False)
 
+    @property
+    def rounds(self) -> int:
+        "How many rounds there are: none is held before a first window is full."
+        span = pd.Timedelta(days=load_use_case(self.known.loaded.name).window_days)
+        return self.periods - int(np.ceil(span / self.step)) + 1
+
 # %% ../nbs/18_detection.ipynb #edf23e7b
 def watch(watched: Watched, rows: pd.DataFrame) -> pd.DataFrame:
-    "The alarms of a replay: as_of, period, check and why, for each round and check that is breached."
+    "The alarms of a replay: check, why, as_of, period, for each round and check that is breached."
     name = watched.known.loaded.name
     use_case, clock, found = load_use_case(name), label_clock(name), []
     span, times = pd.Timedelta(days=use_case.window_days), rows["time"]
     answered = rows[rows["refused"] == ""]
-    for period in range(watched.periods):
+    for period in range(watched.periods - watched.rounds, watched.periods):
         as_of = watched.start + (period + 1) * watched.step
         recent = _window(name, answered, as_of - span, as_of, as_of, clock)
         settled = _window(name, answered, as_of - clock.delay - span, as_of - clock.delay, as_of, clock)
@@ -65,28 +72,29 @@ def seen_after(watched: Watched, alarms: pd.DataFrame) -> tuple[float, str]:
     return (float(first["period"].iloc[0] - watched.begins), first["check"].iloc[0]) if len(first) else (np.nan, "")
 
 
-def detection_rates(watched: Watched, incidents: Iterable[tuple[Incident, float]], quiet: int = 60, each: int = 30, seed: int = 0) -> pd.DataFrame:
-    """A row per incident: incident, size, dearer (share by which an answer or refusal costs more than without it), replays, seen (share), low,
-    high, delay (median periods), by (the check that saw it most), and for `none` the share of quiet periods with an alarm as `seen`."""
-    table, nothing = [], Incident("none", "nothing goes wrong", 0.0)
-    for incident, size in tqdm([(nothing, 0.0), *incidents], "incidents"):
-        count, found, dearer = quiet if incident.name == "none" else each, [], []
-        for number in range(count):
-            rows = watched.draw(seed + number, incident, size)
-            alarms = watch(watched, rows)
-            found.append((alarms["period"].nunique() / watched.periods, alarms["check"].mode().iloc[0] if len(alarms) else "")
-                         if incident.name == "none" else seen_after(watched, alarms))  # fmt: skip
-            after = rows["time"] >= watched.start + watched.begins * watched.step
-            dearer.append((rows.loc[after, "cost"].mean(), rows.loc[~after, "cost"].mean()))
-        table.append(_row(incident, size, pd.DataFrame(found, columns=["number", "by"]), np.array(dearer), watched.periods))
-    return pd.DataFrame(table)
+def detection_rates(watched: Watched, incidents: list[tuple[Incident, float]], quiet: int = 60, each: int = 30, seed: int = 0) -> pd.DataFrame:
+    """A row per incident: incident, size, dearer (share by which an answer or refusal costs more than before it), replays, seen (share of the
+    replays; of `none` the share of periods with an alarm), low, high, delay (median, in periods), by (the check that saw it most often)."""
+    nothing = (Incident("none", "nothing goes wrong", 0.0), 0.0)
+    often = [quiet, *[each] * len(incidents)]
+    told = [(*what, seed + number) for what, count in zip([nothing, *incidents], often, strict=True) for number in range(count)]
+    found = [_one(watched, *one) for one in tqdm(told, "replays")]
+    return pd.DataFrame([_row(pd.DataFrame(rows)) for _, rows in itertools.groupby(found, key=lambda one: (one["incident"], one["size"]))])
 
 
-def _row(incident: Incident, size: float, found: pd.DataFrame, costs: np.ndarray, periods: int) -> dict:
-    none, n = incident.name == "none", len(found)
-    seen = round(found["number"].sum() * periods) if none else int(found["number"].notna().sum())
-    low, high = proportion_confint(seen, n * periods if none else n, 0.05, "wilson")
+def _one(watched: Watched, incident: Incident, size: float, seed: int) -> dict:
+    rows = watched.draw(seed, incident, size)
+    alarms, after = watch(watched, rows), rows["time"] >= watched.start + watched.begins * watched.step
+    delay, by = seen_after(watched, alarms)
+    return {"incident": incident.name, "size": size, "after": rows.loc[after, "cost"].mean(), "before": rows.loc[~after, "cost"].mean(),
+            "loud": alarms["period"].nunique(), "rounds": watched.rounds, "delay": delay, "by": by}  # fmt: skip
+
+
+def _row(found: pd.DataFrame) -> dict:
+    first, quiet = found.iloc[0], found["incident"].iloc[0] == "none"
+    seen, n = (found["loud"].sum(), found["rounds"].sum()) if quiet else (found["delay"].notna().sum(), len(found))
+    low, high = proportion_confint(seen, n, 0.05, "wilson")
     by = found.loc[found["by"] != "", "by"].mode()
-    return {"incident": incident.name, "size": size, "dearer": costs[:, 0].mean() / costs[:, 1].mean() - 1, "replays": n,
-            "seen": seen / (n * periods if none else n), "low": low, "high": high,
-            "delay": np.nan if none else found["number"].median(), "by": by.iloc[0] if len(by) else ""}  # fmt: skip
+    said = {"incident": first["incident"], "size": first["size"], "dearer": found["after"].mean() / found["before"].mean() - 1}
+    said |= {"replays": len(found), "seen": seen / n, "low": low, "high": high, "delay": np.nan if quiet else found["delay"].median()}
+    return said | {"by": by.iloc[0] if len(by) else ""}

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CREDIT_INCIDENTS', 'feed_columns', 'befall', 'ask_for_rows', 'decision_costs', 'known_rows', 'parted',
-           'write_dataset', 'credit_evidence', 'credit_production']
+           'write_dataset', 'credit_evidence', 'credit_production', 'credit_watched', 'selection_study', 'cost_by_age']
 
-# %% ../nbs/21_lender.ipynb #8f41a866
+# %% ../nbs/21_lender.ipynb #85e56369
 import re
 import tomllib
 from collections.abc import Callable
@@ -23,14 +23,17 @@ from .attack import membership_auc, row_log_loss
 from .core import generator, plain, workspace
 from .credit import BoostedTrees, LinearModel, contract_signs, credit_action, credit_case, credit_features, credit_outcome
 from .data import Dataset, Fold, load_dataset, reference_split
+from .detection import Watched
 from .experiment import classification_fold
 from .govern import demonstration, load_use_case
+from .health import Reference
 from .log import expand, joined
-from .loop import Incident, Production
+from .loop import Incident, Production, find_incident
 from .package import LoadedModel, Recipe, facts, model_folder, package_model, use_case_tables
 from .probes import contract_probes
 from .rehearsal import rehearsed_version
 from .risk import stress
+from .scoring import RequestLimits, make_live, outside
 
 # %% ../nbs/21_lender.ipynb #a44093ef
 CREDIT_INCIDENTS = {one.name: one for one in (
@@ -69,15 +72,14 @@ def _in_group(dataset: Dataset, features: list[str]) -> Callable[[pd.DataFrame],
     low = train[number].quantile(0.25)
     return lambda rows: (rows[number] <= low).to_numpy()
 
-# %% ../nbs/21_lender.ipynb #7049581d
+# %% ../nbs/21_lender.ipynb #a6d049b2
 def befall(incident: Incident, size: float, X: pd.DataFrame, y: pd.Series, others: tuple[pd.DataFrame, pd.Series], about: dict,
            random: np.random.Generator) -> tuple[pd.DataFrame, pd.Series]:
     "What becomes of applicants `X` and their outcomes `y` under an incident; `others` are the riskiest, who may come in their place."
     chosen = random.random(len(X)) < size
     if incident.name == "covariate_shift":
-        place = random.integers(len(others[0]), size=len(X))
-        X = X.where(~chosen, others[0].iloc[place].set_axis(X.index)).astype(X.dtypes)
-        return X, y.where(~chosen, others[1].iloc[place].set_axis(y.index))
+        place = np.where(chosen, len(X) + random.integers(len(others[0]), size=len(X)), np.arange(len(X)))
+        return tuple(pd.concat([rows, other]).iloc[place].set_axis(rows.index) for rows, other in zip((X, y), others, strict=True))
     if incident.name == "concept_shift":
         return X, y.mask(chosen & about["group"](X), 1)
     if incident.name == "unit_error":
@@ -115,7 +117,7 @@ def decision_costs(answers: pd.DataFrame, outcome: pd.Series, costs: evaluate.Co
     approved = (answers["action"] == "approve") | ((answers["action"] == "refer") & person)
     return pd.Series(np.where(approved, costs.false_negative * outcome, costs.false_positive * (1 - outcome)), answers.index)
 
-# %% ../nbs/21_lender.ipynb #639f9934
+# %% ../nbs/21_lender.ipynb #9eda4401
 def known_rows(dataset: Dataset, features: list[str], as_of, skipped: list) -> pd.DataFrame:
     "Whoever's outcome is in the log by `as_of`: their rows of `dataset` as they were sent, with the outcome, in order, and when (asked_at)."
     target = dataset.roles["target"]
@@ -128,11 +130,12 @@ def known_rows(dataset: Dataset, features: list[str], as_of, skipped: list) -> p
     log = log[log["version"].isin(whole) & ~broken]
     if log.empty:
         return dataset.table.head(0).assign(asked_at=pd.Timestamp(0))
-    sent = expand(log["input"])[features].set_axis(log["subject"].str.removeprefix("applicant:").astype(dataset.table.index.dtype), axis=0)
-    rows = dataset.table.loc[sent.index]
+    people = log["subject"].str.removeprefix("applicant:").astype(dataset.table.index.dtype)
+    sent, rows = expand(log["input"])[features].set_axis(people, axis=0), dataset.table.loc[people]
     no = next(value for value in dataset.table[target].dropna().unique() if value != dataset.roles["positive"])
     outcome = np.where(log["value"] > 0, dataset.roles["positive"], no).astype(rows[target].dtype)
-    return rows.assign(**{name: sent[name].astype(rows[name].dtype) for name in features}, **{target: outcome}, asked_at=pd.to_datetime(log["time"]).array)
+    told = {name: sent[name].astype(rows[name].dtype) for name in features} | {target: outcome}
+    return rows.assign(**told, asked_at=pd.to_datetime(log["time"]).array)
 
 
 def parted(known: pd.DataFrame, since: pd.Timestamp | None) -> tuple[pd.DataFrame, int]:
@@ -155,7 +158,7 @@ def write_dataset(dataset: Dataset, rows: pd.DataFrame, test: int, name: str) ->
     (folder / "dataset.toml").write_text(f"{described}\n[split]\nlast = [{max(1, len(rows) // 100)}, {test}]\n", encoding="utf-8")
     return str(folder)
 
-# %% ../nbs/21_lender.ipynb #b7831bb8
+# %% ../nbs/21_lender.ipynb #f279e9d1
 def credit_evidence(case, model, fold: Fold, dataset: Dataset, costs: evaluate.Costs, seed: int) -> dict:
     "The evidence that the gates ask of a version of credit, computed from its test part."
     answers, about, features = case.answer(model, fold.X_test), dataset.columns[dataset.main], list(fold.X_test)
@@ -174,8 +177,9 @@ def credit_evidence(case, model, fold: Fold, dataset: Dataset, costs: evaluate.C
     losses = [row_log_loss(outcome, case.answer(model, people)["probability"]) for people, outcome in
               ((fold.X_train, fold.y_train), (fold.X_test, fold.y_test))]  # fmt: skip
     shares = explain.mean_contributions(explain.shapley(model, fold.X_test.head(200), background=fold.X_train, seed=seed))
-    tables = {"fairness": evaluate.fairness(fold.y_test, (risk < costs.cut_off).to_numpy(), test[protected], seed=seed, draws=100)} if protected else {}
-    return use_case_tables("credit_risk") | tables | {
+    approved = (risk < costs.cut_off).to_numpy()
+    fair = {"fairness": evaluate.fairness(fold.y_test, approved, test[protected], seed=seed, draws=100)} if protected else {}
+    return use_case_tables("credit_risk") | fair | {
         "evaluation": evaluate.bootstrap_interval(judged, measured, seed=seed, draws=100), "stress": stressed,
         "baseline": case.answer(LinearModel().fit(fold.X_train, fold.y_train), fold.X_test),
         "inputs": [{"column": name, "source": f"{dataset.main}.{name}"} for name in features],
@@ -183,7 +187,7 @@ def credit_evidence(case, model, fold: Fold, dataset: Dataset, costs: evaluate.C
         "explanation": shares.rename_axis("column").rename("mean contribution").reset_index(),
     }  # fmt: skip
 
-# %% ../nbs/21_lender.ipynb #0590dad9
+# %% ../nbs/21_lender.ipynb #c85b2e87
 class _Lender:
     "What is drawn once for a replay: who arrives when, and what an incident is about."
 
@@ -204,11 +208,11 @@ class _Lender:
         risky = risk >= np.quantile(risk, 0.75)
         self.others = train.loc[risky, self.features], credit_outcome(dataset, train[risky]).astype(float)
 
-    def arriving(self, number: int, wrong: bool) -> tuple[pd.DataFrame, pd.Series]:
-        "Who asks in a week, and what becomes of them."
-        X, y = self.X.iloc[self.weeks[number]], self.y.iloc[self.weeks[number]]
+    def arriving(self, number: int, wrong: bool, most: int | None = None, size: float | None = None) -> tuple[pd.DataFrame, pd.Series]:
+        "Who asks in a week (the first `most` of them), and what becomes of them."
+        X, y = (rows.iloc[self.weeks[number][:most]] for rows in (self.X, self.y))
         random = generator(self.seed, f"week {number}")
-        return befall(self.incident, self.size, X, y, self.others, self.about, random) if wrong else (X, y)
+        return befall(self.incident, self.size if size is None else size, X, y, self.others, self.about, random) if wrong else (X, y)
 
 # %% ../nbs/21_lender.ipynb #e1853f18
 def _send(lender: _Lender, client: httpx.Client, number: int, wrong: bool, clock) -> pd.DataFrame:
@@ -246,7 +250,7 @@ def credit_production(dataset: Dataset, incident: str = "none", size: float | No
     Two versions learned from the training part: one that does without the feed, which was live before, and the one that is live. A
     successor learns from the `newest` rows that are known.
     """
-    chosen = CREDIT_INCIDENTS[incident]
+    chosen = find_incident(CREDIT_INCIDENTS, incident)
     size, start = chosen.size if size is None else size, pd.Timestamp(start, tz="UTC")
     lender = _Lender(dataset, chosen, size, costs, seed, weeks, start)
 
@@ -263,3 +267,97 @@ def credit_production(dataset: Dataset, incident: str = "none", size: float | No
         return _made(lender, rows, since, f"week-{number}", lender.features, factor=size if slip else 1.0)
 
     return Production("credit_risk", start, pd.Timedelta(days=7), weeks, chosen, begins, begin, partial(_send, lender), learn)
+
+# %% ../nbs/21_lender.ipynb #325e5db1
+def credit_watched(dataset: Dataset, known: Reference, seed: int = 0, weeks: int = 26, begins: int = 13, weekly: int = 230,
+                   costs: evaluate.Costs = evaluate.Costs()) -> Watched:  # noqa: B008 (frozen)
+    "What a study of credit plays: `weekly` applicants, drawn anew for each replay, answered by the version of `known`."
+    start, delay = pd.Timestamp("2027-01-04"), pd.Timedelta(days=load_use_case("credit_risk").label_delay_days)
+    live = make_live(known.loaded, RequestLimits())
+
+    def draw(number: int, incident: Incident, size: float) -> pd.DataFrame:
+        lender = _Lender(dataset, incident, size, costs, seed + 1000 * number, weeks, start.tz_localize("UTC"))
+        parts = [lender.arriving(week, week >= begins, weekly) for week in range(weeks)]
+        X, y = (pd.concat([part[place] for part in parts]) for place in (0, 1))
+        week = np.repeat(np.arange(weeks), [len(part[0]) for part in parts])
+        within = np.concatenate([np.arange(len(part[0])) / len(part[0]) for part in parts])
+        return _answered(live, lender, X, y, start + pd.to_timedelta(7 * (week + within), unit="D"), delay)
+
+    return Watched(known, pd.Timedelta(days=7), weeks, begins, start, draw)
+
+# %% ../nbs/21_lender.ipynb #92e96f18
+def _answered(live, lender: _Lender, X: pd.DataFrame, y: pd.Series, time: pd.DatetimeIndex, delay: pd.Timedelta) -> pd.DataFrame:
+    "The rows that the log would have of applicants `X` who ask at `time`, with outcomes `y`, and what each decision cost."
+    about = lender.dataset.columns[lender.dataset.main]
+    refused = pd.Series("", X.index, dtype=object)
+    for name in X:
+        known = X[name].isin(about[name].levels) if about[name].levels else pd.Series(True, X.index)
+        refused = refused.where((X[name].notna() | about[name].nullable) & known, name)
+    whole = X[refused == ""].astype(lender.X.dtypes)
+    answers = live.loaded.answer(whole).assign(action=lambda said: live.loaded.decide(said, load_use_case("credit_risk").review_band))
+    answers = answers.reindex(X.index).fillna({"action": ""})
+    sent = pd.Series(whole.to_json(orient="records", lines=True).splitlines(), whole.index).reindex(X.index, fill_value="{}")
+    return pd.DataFrame({
+        "request_id": X.index.astype(str), "position": 0, "version": live.loaded.version, "input": sent, "action": answers["action"],
+        "output": answers[["probability"]].to_json(orient="records", lines=True).splitlines(), "fallback": "", "latency_ms": 5.0,
+        "time": time, "value": y, "received_at": time + delay, "cost": decision_costs(answers, y, lender.costs), "refused": refused,
+    }).assign(violations=lambda rows: _violations(live, whole).reindex(rows.index, fill_value="[]"))  # fmt: skip
+
+
+def _violations(live, X: pd.DataFrame) -> pd.Series:
+    return pd.Series(outside(live, X), X.index)
+
+# %% ../nbs/21_lender.ipynb #63369315
+def selection_study(dataset: Dataset, share: float = 0.05, costs: evaluate.Costs = evaluate.Costs(), seeds: int = 3) -> pd.DataFrame:  # noqa: B008 (frozen)
+    """What a second version is worth that learned from those whom the first approved: way, roc_auc, cost_per_1000 (means over `seeds` draws, on
+    people whom nobody decided about), their standard errors, and paid (what approving a `share` of the refused at random cost, per 1,000)."""
+    found = []
+    for seed in range(seeds):
+        lender = _Lender(dataset, CREDIT_INCIDENTS["none"], 0.0, costs, seed, 2, pd.Timestamp("2027-01-04", tz="UTC"))
+        signs, first = contract_signs(dataset, lender.features), lender.first
+        model = BoostedTrees(signs, seed=seed).fit(first[lender.features], credit_outcome(dataset, first))
+        (X, y), (X_new, y_new) = (lender.arriving(half, False) for half in (0, 1))
+        for way, (rows, truth, weight, paid) in _ways_to_learn(model, X, y, costs, share, generator(seed, "selection")).items():
+            learned = BoostedTrees(signs, seed=seed).fit(rows, truth, sample_weight=weight)
+            scored = evaluate.classification_metrics(y_new.astype(int), learned.predict_proba(X_new)[:, 1], costs.cut_off, costs)
+            found.append({"way": way, "roc_auc": scored["roc_auc"], "cost_per_1000": scored["cost_per_1000"], "paid": paid})
+    table = pd.DataFrame(found).groupby("way", sort=False)
+    errors = table[["roc_auc", "cost_per_1000"]].sem().add_suffix("_se")
+    return table.mean().join(errors).reset_index()
+
+
+def _ways_to_learn(model: BoostedTrees, X: pd.DataFrame, y: pd.Series, costs: evaluate.Costs, share: float, random) -> dict[str, tuple]:
+    "By way: rows, outcomes, weights, and what the way cost per 1,000 applicants beside its learning."
+    risk = model.predict_proba(X)[:, 1]
+    approved, y = risk < costs.cut_off, y.astype(int)
+    like = LinearModel().fit(X, pd.Series(approved.astype(int), X.index)).predict_proba(X)[:, 1]
+    tried = ~approved & (random.random(len(X)) < share)
+    refused, lucky = X[~approved], approved | tried
+    fuzzy = pd.concat([X[approved], refused, refused]), np.concatenate([y[approved], np.ones(len(refused)), np.zeros(len(refused))]).astype(int)
+    paid = 1000 * (costs.false_negative * y[tried] - costs.false_positive * (1 - y[tried])).sum() / len(X)
+    return {
+        "the truth of everybody": (X, y, None, 0.0),
+        "the approved": (X[approved], y[approved], None, 0.0),
+        "the approved, reweighted": (X[approved], y[approved], 1 / like[approved].clip(0.05), 0.0),
+        "fuzzy augmentation": (*fuzzy, np.concatenate([np.ones(approved.sum()), risk[~approved], 1 - risk[~approved]]), 0.0),
+        f"{share:.0%} of the refused at random": (X[lucky], y[lucky], np.where(approved, 1.0, 1 / share)[lucky], float(paid)),
+    }  # fmt: skip
+
+# %% ../nbs/21_lender.ipynb #d5bf27de
+def cost_by_age(dataset: Dataset, size: float, every: int = 4, weeks: int = 52, costs: evaluate.Costs = evaluate.Costs(), seed: int = 0,  # noqa: B008 (frozen)
+                newest: int = 8000) -> pd.DataFrame:  # fmt: skip
+    "What each week costs under versions that were trained in different weeks, with outcomes known by then: trained, week, age (weeks), cost, n."
+    lender = _Lender(dataset, CREDIT_INCIDENTS["concept_shift"], size, costs, seed, weeks, pd.Timestamp("2027-01-04", tz="UTC"))
+    late = load_use_case("credit_risk").label_delay_days / 7
+    parts = [lender.arriving(week, True, size=size * week / (weeks - 1)) for week in range(weeks)]
+    first, found = lender.first, []
+    for trained in range(0, weeks, every):
+        known = [part for week, part in enumerate(parts) if week + 1 + late <= trained]
+        X = pd.concat([first[lender.features], *[part[0] for part in known]]).tail(newest)
+        y = pd.concat([credit_outcome(dataset, first), *[part[1] for part in known]]).tail(newest).astype(int)
+        model = BoostedTrees(contract_signs(dataset, lender.features), seed=seed).fit(X, y)
+        for week in range(trained, weeks):
+            rows, truth = parts[week]
+            wrong = np.where(model.predict_proba(rows)[:, 1] < costs.cut_off, costs.false_negative * truth, costs.false_positive * (1 - truth))
+            found.append({"trained": trained, "week": week, "age": week - trained, "cost": wrong.sum(), "n": len(rows)})
+    return pd.DataFrame(found)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Word', 'RequestLimits', 'Overloaded', 'Deadline', 'Live', 'request_type', 'make_live', 'frame_of', 'Route', 'Waiting',
-           'said_by', 'answered_by_champion', 'answered_by_challenger', 'predictions_of', 'scored', 'shadows_of',
-           'Shadow', 'Scorer', 'Router']
+           'outside', 'said_by', 'answered_by_champion', 'answered_by_challenger', 'predictions_of', 'scored',
+           'shadows_of', 'Shadow', 'Scorer', 'Router']
 
 # %% ../nbs/13_scoring.ipynb #d1911b2c
 import asyncio
@@ -190,7 +190,8 @@ class Waiting:
         self.loop.call_soon_threadsafe(put)
 
 # %% ../nbs/13_scoring.ipynb #e7ff7f7e
-def _outside(live: Live, frame: pd.DataFrame) -> list[str]:
+def outside(live: Live, frame: pd.DataFrame) -> list[str]:
+    "For each row a JSON list of the numbers that lie outside of what training has seen."
     known = np.flatnonzero(~np.isnan(live.low))  # what was a number in training, and so is one here
     numbers, names = frame.iloc[:, known].to_numpy("float64"), np.array(list(live.types))[known]
     wrong = (numbers < live.low[known]) | (numbers > live.high[known])
@@ -211,7 +212,7 @@ def said_by(live: Live, rows: list[BaseModel], wanted: np.ndarray, band: tuple[f
     if live.loaded.reasons and wanted.any():
         for number, said in zip(np.flatnonzero(wanted), live.loaded.reasons(frame[wanted]), strict=True):
             reasons[number] = json.dumps(said)
-    columns = zip(found.to_dict("records"), actions, reasons, _outside(live, frame), strict=True)
+    columns = zip(found.to_dict("records"), actions, reasons, outside(live, frame), strict=True)
     return [[{"version": live.loaded.version, "output": json.dumps(plain(output)), "action": action, "reasons": reason, "violations": outside}]
             for output, action, reason, outside in columns]  # fmt: skip
 
