@@ -823,6 +823,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mlops_core', 'doc_host': '
                                  'mlops_core.loop.ignore': ('loop.html#ignore', 'mlops_core/loop.py'),
                                  'mlops_core.loop.loop': ('loop.html#loop', 'mlops_core/loop.py'),
                                  'mlops_core.loop.plot_arms': ('loop.html#plot_arms', 'mlops_core/loop.py'),
+                                 'mlops_core.loop.plot_retraining': ('loop.html#plot_retraining', 'mlops_core/loop.py'),
                                  'mlops_core.loop.plot_story': ('loop.html#plot_story', 'mlops_core/loop.py'),
                                  'mlops_core.loop.replay': ('loop.html#replay', 'mlops_core/loop.py'),
                                  'mlops_core.loop.retrain_always': ('loop.html#retrain_always', 'mlops_core/loop.py'),

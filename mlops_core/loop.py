@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'Incident', 'find_incident', 'Production', 'ignore', 'retrain_always', 'loop', 'replay', 'story', 'plot_story',
-           'retraining_curve', 'plot_arms']
+           'retraining_curve', 'plot_retraining', 'plot_arms']
 
 # %% ../nbs/18_loop.ipynb #9478dde2
 from collections.abc import Callable
@@ -368,6 +368,16 @@ def retraining_curve(ages: pd.DataFrame, price: float) -> pd.DataFrame:
         trainings = used["trained"].nunique() - 1
         found.append({"every": every, "trainings": trainings, "cost": used["cost"].sum(), "with the price": used["cost"].sum() + price * trainings})
     return pd.DataFrame(found)
+
+
+def plot_retraining(curve: pd.DataFrame, step: str, unit: str) -> plt.Figure:
+    "Cost by how often a model is trained again (see `retraining_curve`), without and with the price of a training; `step` names the period."
+    figure, axis = plt.subplots(figsize=(7.2, 2.8))
+    for column, label in (("cost", "without a price"), ("with the price", "with the price of each training")):
+        axis.plot(curve["every"], curve[column], "o-", markersize=4, label=label)
+    axis.set(xlabel=f"trained again every so many {step}; at the right end never", ylabel=unit)
+    axis.legend(fontsize="small")
+    return figure
 
 
 def plot_arms(stories: dict[str, pd.DataFrame], unit: str) -> plt.Figure:
