@@ -65,7 +65,7 @@ def test_nothing_is_followed_twice_and_nothing_of_another_time_or_version(operat
         writer.write([log.Prediction("other", "elsewhere", 1, "champion", input='{"x": 1}')])
         for _ in range(2):
             follow(route)
-        assert sorted(shadows().index) == ["r0", "r1"]
+        assert sorted(shadows().index) == ["r0", "r1"] and second.unfollowed(route.rollout, 1, 0) == []
         shadow = second.Shadow(writer, None)
         assert shadow.follow(route) == 0
         writer.write([log.Prediction("toy", "late", 1, "champion", input='{"x": 1}')])
@@ -232,6 +232,10 @@ def test_two_servers_of_one_workspace_have_one_shadow_at_work(server):
             one.predict()
         wait_for(all_followed)
         assert idle.is_running()
+        owner = server if working is first else other
+        after_it = started(owner)  # it waits in its turn, and ends with its server all the same
+        owner.end(signal.SIGKILL)
+        wait_for(lambda: gone(after_it), seconds=20)
     finally:
         other.stop()
 
