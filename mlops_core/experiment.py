@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIMINGS', 'Candidate', 'probabilities', 'probability_score', 'sample_rows', 'classification_fold', 'latencies',
-           'size_bytes', 'cost', 'open_experiment', 'Comparison', 'compare', 'Limits', 'Choice', 'choose',
+           'size_bytes', 'cost', 'make_store', 'open_experiment', 'Comparison', 'compare', 'Limits', 'Choice', 'choose',
            'plot_comparison']
 
 # %% ../nbs/05_experiment.ipynb #a1eee9c6
@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 import mlflow
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -131,24 +132,26 @@ def _behind(case: Case, table: pd.DataFrame, parts: dict[str, pd.Series]) -> pd.
     return table.assign(behind=sign * (best[case.metric] - table[case.metric]), behind_se=np.nan_to_num(spread))
 
 # %% ../nbs/05_experiment.ipynb #5ee9e001
-def _make_store_whole() -> None:
-    "Make MLflow's SQLite file all or nothing: one that a kill cuts off while MLflow makes its tables can never be opened again."
+def make_store() -> None:
+    "Make MLflow's SQLite file, once and all or nothing: one that a kill cuts off while MLflow makes its tables can never be opened again."
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     file = core.workspace() / "mlflow.db"
     if core.tracking_uri() != f"sqlite:///{file}" or file.exists():
         return
-    draft = file.with_name(f"mlflow.db-{secrets.token_hex(4)}")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+    with FileLock(f"{file}.lock"), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        if file.exists():  # whoever had the lock has made it
+            return
         mlflow.MlflowClient(f"sqlite:///{scratch}/mlflow.db").search_experiments()
+        draft = file.with_name(f"mlflow.db-{secrets.token_hex(4)}")
         with closing(sqlite3.connect(f"{scratch}/mlflow.db")) as made, closing(sqlite3.connect(draft)) as whole:
             made.backup(whole)
-    os.replace(draft, file)
+        os.replace(draft, file)
 
 # %% ../nbs/05_experiment.ipynb #0538ea42
 def open_experiment(name: str) -> None:
     "Point MLflow at the workspace and open experiment `name`; its artifacts live in the workspace too."
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    _make_store_whole()
+    make_store()
     mlflow.set_tracking_uri(core.tracking_uri())
     if mlflow.get_experiment_by_name(name) is None:
         local = core.tracking_uri().startswith("sqlite")
