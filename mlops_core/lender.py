@@ -23,7 +23,6 @@ from .attack import membership_auc, row_log_loss
 from .core import generator, plain, workspace
 from .credit import BoostedTrees, LinearModel, contract_signs, credit_action, credit_case, credit_features, credit_outcome
 from .data import Dataset, Fold, load_dataset, reference_split
-from .detection import Watched
 from .experiment import classification_fold
 from .govern import demonstration, load_use_case
 from .health import Reference
@@ -34,6 +33,7 @@ from .probes import contract_probes
 from .rehearsal import rehearsed_version
 from .risk import stress
 from .scoring import RequestLimits, make_live, outside
+from .watching import Watched
 
 # %% ../nbs/21_lender.ipynb #a44093ef
 CREDIT_INCIDENTS = {one.name: one for one in (
@@ -60,7 +60,7 @@ def _coded(dataset: Dataset, features: list[str]) -> str:
     about = dataset.columns[dataset.main]
     return next((name for name in features if about[name].levels and not about[name].inferred), "")
 
-
+# %% ../nbs/21_lender.ipynb #a81aee18
 def _in_group(dataset: Dataset, features: list[str]) -> Callable[[pd.DataFrame], np.ndarray]:
     "Who belongs to the group of a concept shift: the lowest quarter of a number that no feed delivers, or half of the levels of a category."
     train, feed = reference_split(dataset)[0], feed_columns(dataset, features)
@@ -137,7 +137,7 @@ def known_rows(dataset: Dataset, features: list[str], as_of, skipped: list) -> p
     told = {name: sent[name].astype(rows[name].dtype) for name in features} | {target: outcome}
     return rows.assign(**told, asked_at=pd.to_datetime(log["time"]).array)
 
-
+# %% ../nbs/21_lender.ipynb #38b97312
 def parted(known: pd.DataFrame, since: pd.Timestamp | None) -> tuple[pd.DataFrame, int]:
     """The rows to learn from, with those to test with last, and how many these are: every third of what was asked `since` the trouble began,
     for a version that shall be right now learns and is judged by what is true now; without trouble every fifth of all that is `known`."""
@@ -303,7 +303,7 @@ def _answered(live, lender: _Lender, X: pd.DataFrame, y: pd.Series, time: pd.Dat
         "time": time, "value": y, "received_at": time + delay, "cost": decision_costs(answers, y, lender.costs), "refused": refused,
     }).assign(violations=lambda rows: _violations(live, whole).reindex(rows.index, fill_value="[]"))  # fmt: skip
 
-
+# %% ../nbs/21_lender.ipynb #8b115cf6
 def _violations(live, X: pd.DataFrame) -> pd.Series:
     return pd.Series(outside(live, X), X.index)
 
@@ -325,7 +325,7 @@ def selection_study(dataset: Dataset, share: float = 0.05, costs: evaluate.Costs
     errors = table[["roc_auc", "cost_per_1000"]].sem().add_suffix("_se")
     return table.mean().join(errors).reset_index()
 
-
+# %% ../nbs/21_lender.ipynb #3a018c01
 def _ways_to_learn(model: BoostedTrees, X: pd.DataFrame, y: pd.Series, costs: evaluate.Costs, share: float, random) -> dict[str, tuple]:
     "By way: rows, outcomes, weights, and what the way cost per 1,000 applicants beside its learning."
     risk = model.predict_proba(X)[:, 1]

@@ -40,14 +40,14 @@ class Incident:
     size: float
     feed: bool = False
 
-
+# %% ../nbs/18_loop.ipynb #f1022314
 def find_incident(known: dict[str, Incident], name: str) -> Incident:
     "The incident of that name; raises `ValueError` that lists those there are."
     if name not in known:
         raise ValueError(f"there is no incident {name}; there are: {', '.join(known)}")
     return known[name]
 
-
+# %% ../nbs/18_loop.ipynb #d5a8d2f1
 @dataclass(frozen=True)
 class Production:
     """What is played of a case, from the time `start` (UTC) for so many `periods` of length `step`; from period `begins` on with `incident`.
@@ -102,7 +102,7 @@ def ignore(now: _Played) -> str:
     "No loop: monitoring may say what it likes."
     return ""
 
-
+# %% ../nbs/18_loop.ipynb #1aed0541
 def retrain_always(now: _Played) -> str:
     "Train again whenever an alert opens, and go live at once."
     new = now.found.alerts[pd.to_datetime(now.found.alerts["opened_at"]) == now.found.look.as_of]
@@ -165,7 +165,7 @@ def _was_broken(now: _Played) -> bool:
     begin = due - pd.Timedelta(days=load_use_case(now.name).window_days)
     return any(start < due and (end is None or end > begin) for start, end in now.skipped)
 
-
+# %% ../nbs/18_loop.ipynb #add9cf74
 def _outcomes_since(now: _Played) -> int:
     "Outcomes known of answers since the trouble began; since the last training, where there is none."
     verdicts = now.found.look.verdicts.set_index("check")["verdict"]
@@ -176,7 +176,7 @@ def _outcomes_since(now: _Played) -> int:
     rows = rows[~_within(rows["time"], now.skipped)]
     return int(rows["value"].notna().sum())
 
-
+# %% ../nbs/18_loop.ipynb #ca24a4f8
 def _within(times: pd.Series, spans: list) -> pd.Series:
     times, found = pd.to_datetime(times), pd.Series(False, times.index)
     for begin, end in spans:
@@ -187,7 +187,7 @@ def _within(times: pd.Series, spans: list) -> pd.Series:
 def _asks(name: str, version: int | str) -> set[str]:
     return set(facts(model_folder(name, int(version)))["features"])
 
-
+# %% ../nbs/18_loop.ipynb #e8165815
 def _fall_back(now: _Played, said: Diagnosis) -> str:
     look, broken = now.found.look, set(said.columns)
     if not now.skipped or now.skipped[-1][1] is not None:
@@ -200,7 +200,7 @@ def _fall_back(now: _Played, said: Diagnosis) -> str:
     version = rollback(now.name, said.because, int(without[-1]), **_who("devops"))
     return f"fall back to version {version}, and tell the feed's owner: {said.because}"
 
-
+# %% ../nbs/18_loop.ipynb #72f16971
 def _go_back(now: _Played) -> str:
     now.skipped[-1] = (now.skipped[-1][0], now.found.look.as_of)
     last = audit.entries(now.name, event="champion")["payload"].iloc[-1]
@@ -223,7 +223,7 @@ def _retrain(now: _Played, said: Diagnosis, outcomes: int) -> str:
     start(now.name, made.version, **more, **_who("model_risk_manager" if meant else "devops"))
     return f"version {made.version} follows in the shadow: {said.because}"
 
-
+# %% ../nbs/18_loop.ipynb #96022ed9
 def _let_pass(now: _Played, made: LoadedModel, promotion: Promotion) -> Promotion:
     "Ask the role that may override, where calibration alone refuses a successor and the live version breaks each of its bounds by more."
     policy, limits = policy_of(now.name), load_use_case(now.name).limits
@@ -239,7 +239,7 @@ def _let_pass(now: _Played, made: LoadedModel, promotion: Promotion) -> Promotio
                         rationale=f"{said}, on the same {len(fold.X_test):,} new requests: to hold on to what is live is worse")  # fmt: skip
     return promote(now.name, made.version, override=override, **_who("devops"))
 
-
+# %% ../nbs/18_loop.ipynb #90b6e09c
 def _meant_to_differ(name: str, made: LoadedModel) -> float:
     "How far a successor may differ: half as much again as it does on its own test part, where that is more than the use case allows."
     fold, decide = recipe_of(made.folder).fold(), made.decide
@@ -251,7 +251,7 @@ def _meant_to_differ(name: str, made: LoadedModel) -> float:
     beyond = 1.5 * differ > limits.rollout_disagreement or 1.5 * apart > limits.rollout_shift
     return min(1.0, round(1.5 * float(max(differ, apart)), 3)) if beyond else 0.0
 
-
+# %% ../nbs/18_loop.ipynb #1d556d89
 def _go_on(now: _Played, rolling: Rollout) -> str:
     "Take the next step of a roll-out, once the shadow has followed."
     rows = len(joined(now.name, now.found.look.as_of, since=rolling.since))
@@ -268,7 +268,7 @@ def _go_on(now: _Played, rolling: Rollout) -> str:
 # %% ../nbs/18_loop.ipynb #5f654646
 ARMS = {"no loop": ignore, "retrain on every alert": retrain_always, "this loop": loop}
 
-
+# %% ../nbs/18_loop.ipynb #7c6d34fb
 def replay(production: Production, arm: str = "this loop", progress: bool = True) -> pd.DataFrame:
     """Play `production` in the present workspace (a `rehearsal`, as a rule), run as `arm` says; returns the story of it (see `story`).
 
@@ -302,7 +302,7 @@ def _play(now: _Played, clock: Callable) -> None:
     log_evaluations(pd.DataFrame(told), now.name, "replay")
     now.found = monitor_round(now.name, metrics_url=f"{now.client.base_url}/metrics")
 
-
+# %% ../nbs/18_loop.ipynb #0b339d00
 def _wait_for_route(now: _Played) -> None:
     rolling, live = running(now.name), {"version": int(audit.live(now.name)), "role": "champion"}
 
@@ -351,7 +351,7 @@ def plot_story(table: pd.DataFrame, unit: str) -> plt.Figure:
     figure.autofmt_xdate()
     return figure
 
-
+# %% ../nbs/18_loop.ipynb #fb8a1456
 def _shade(axis: plt.Axes, table: pd.DataFrame) -> None:
     for moment in table.loc[table["wrong"], "as_of"]:
         axis.axvspan(moment - (table["as_of"].iloc[1] - table["as_of"].iloc[0]), moment, color=PALETTE[6], alpha=0.12, linewidth=0)
@@ -369,7 +369,7 @@ def retraining_curve(ages: pd.DataFrame, price: float) -> pd.DataFrame:
         found.append({"every": every, "trainings": trainings, "cost": used["cost"].sum(), "with the price": used["cost"].sum() + price * trainings})
     return pd.DataFrame(found)
 
-
+# %% ../nbs/18_loop.ipynb #926e140c
 def plot_retraining(curve: pd.DataFrame, step: str, unit: str) -> plt.Figure:
     "Cost by how often a model is trained again (see `retraining_curve`), without and with the price of a training; `step` names the period."
     figure, axis = plt.subplots(figsize=(7.2, 2.8))
@@ -379,7 +379,7 @@ def plot_retraining(curve: pd.DataFrame, step: str, unit: str) -> plt.Figure:
     axis.legend(fontsize="small")
     return figure
 
-
+# %% ../nbs/18_loop.ipynb #28f9da7f
 def plot_arms(stories: dict[str, pd.DataFrame], unit: str) -> plt.Figure:
     "The cumulative cost of a replay under each arm, beyond what the first arm cost per thing before the incident; shaded while it lasts there."
     first = next(iter(stories.values()))

@@ -16,12 +16,13 @@ from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import sqlalchemy as sa
 from filelock import FileLock
 from pydantic import BaseModel
 from threadpoolctl import threadpool_limits
 
-from .core import operations_engine, workspace
+from .core import operations_engine, replayed_clock, workspace
 from .govern import load_use_case
 from .log import Prediction, PredictionLog, first_line, predictions
 from .scoring import Live, RequestLimits, Route, Router, said_by
@@ -88,8 +89,10 @@ def second_opinions(route: Route, sent: list[Prediction], band: tuple[float, flo
     found: dict[str, list[Prediction]] = {}  # rows of one request may have been answered by both
     for other, answered in ((route.challenger, "champion"), (route.live, "challenger")):
         mine = [one for one in sent if one.role == answered]
-        for shadow in shadows_of(other, route.live.row, mine, band) if mine else ():
-            found.setdefault(shadow.request_id, []).append(shadow)
+        with replayed_clock() as clock:  # it answers what was asked then, from what was known then
+            clock(pd.Timestamp(sent[0].time, tz="UTC"))
+            for shadow in shadows_of(other, route.live.row, mine, band) if mine else ():
+                found.setdefault(shadow.request_id, []).append(shadow)
     return list(found.values())
 
 # %% ../nbs/13_second.ipynb #5ec0d010

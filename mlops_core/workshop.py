@@ -78,7 +78,7 @@ class ResetRefused(ValueError):
     "A folder that is not emptied; the message says why, and what to do."
 
 
-OURS = ("operations*.db*", "mlflow.db*", "audit.heads", "artifacts", "governance", "until", "views", "fleet.html", "test", "in_use",
+OURS = ("operations*.db*", "mlflow.db*", "audit.heads", "artifacts", "datasets", "governance", "until", "views", "fleet.html", "test", "in_use",
         "kernel.log", "small.onnx", "tmp*", ".going-*")  # fmt: skip
 
 
