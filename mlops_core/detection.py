@@ -18,14 +18,15 @@ from .govern import load_use_case
 from .health import Reference, look_at
 from .loop import Incident
 from .maturity import Window, label_clock
-from .monitor import judge_refusals
+from .monitor import judge_refusals, judge_volume
 
 # %% ../nbs/18_detection.ipynb #5d51b2c3
 @dataclass(frozen=True)
 class Watched:
     """What a study of one case plays: the reference of the live version, the length of a `step` between rounds, how many `periods`, from which
     (`begins`) an incident is there, and `draw(seed, incident, size)`: a log as `log.joined` has it, with a column `received_at` of the outcomes,
-    `cost` of each answer, and `refused` (the column for which a row got no answer, or "")."""
+    `cost` of each answer, and `refused` (the column for which a row got no answer, or ""). Its `attrs` may hold what a feed `reported`: the rows
+    of each period and of those before, where a period is as long as a window."""
     known: Reference
     step: pd.Timedelta
     periods: int
@@ -39,14 +40,15 @@ def watch(watched: Watched, rows: pd.DataFrame) -> pd.DataFrame:
     name = watched.known.loaded.name
     use_case, clock, found = load_use_case(name), label_clock(name), []
     span, times = pd.Timedelta(days=use_case.window_days), rows["time"]
-    answered = rows[rows["refused"] == ""]
+    answered, reported = rows[rows["refused"] == ""], rows.attrs.get("reported")
     for period in range(watched.periods):
         as_of = watched.start + (period + 1) * watched.step
         recent = _window(name, answered, as_of - span, as_of, as_of, clock)
         settled = _window(name, answered, as_of - clock.delay - span, as_of - clock.delay, as_of, clock)
         newest = rows.loc[(times >= as_of - watched.step) & (times < as_of), "refused"]
         refusals = judge_refusals(int((newest == "").sum()), newest[newest != ""].value_counts(), use_case.limits)
-        seen = look_at(watched.known, recent, settled, use_case, watched.step, refusals).verdicts
+        volume = [judge_volume("the feed", pd.Series(reported[: len(reported) - watched.periods + period + 1]))] if reported else []
+        seen = look_at(watched.known, recent, settled, use_case, watched.step, refusals, *volume).verdicts
         found.append(seen[seen["verdict"] == "breach"][["check", "why"]].assign(as_of=as_of, period=period))
     return pd.concat(found, ignore_index=True)
 

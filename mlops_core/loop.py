@@ -23,8 +23,8 @@ from .log import joined, record_outcomes
 from .maturity import label_clock
 from .monitor import Round, monitor_round
 from .package import LoadedModel, facts, load_model, model_folder, recipe_of
-from .rehearsal import followed, sees, wait_until, walk_through
-from .rollout import RolloutRefused, advance, rollback, start
+from .rehearsal import sees, wait_until, walk_through
+from .rollout import RolloutRefused, advance, paired, rollback, start
 from .serve import LocalServer, make_app
 from .traffic import Rollout, running
 
@@ -46,7 +46,7 @@ class Production:
     a period to the API, as the incident has them if it is there (`wrong`), and returns a row for each thing decided: request_id ("" where
     no answer came), position, value (its outcome), known_at (when that becomes known, UTC) and cost. `learn(number, skipped)` packages a
     version from what is known at the end of a period, without what was answered in the `skipped` spans of time. Whoever owns a feed takes
-    `mend_periods` to mend it.
+    `mend_periods` to mend it. The newest `set_apart` of what is known judges a version, and cannot teach it.
     """
     name: str
     start: pd.Timestamp
@@ -58,6 +58,7 @@ class Production:
     send: Callable
     learn: Callable
     mend_periods: int = 2
+    set_apart: pd.Timedelta = pd.Timedelta(0)
 
     def end(self, number: int) -> pd.Timestamp:
         "When a period is over."
@@ -155,7 +156,8 @@ def _outcomes_since(now: _Played) -> int:
     if now.trouble is None and (verdicts.reindex(list(REALISED)) == "breach").any():
         now.trouble = now.found.look.as_of - label_clock(now.name).delay - pd.Timedelta(days=load_use_case(now.name).window_days)
     since = _trained_at(now.name) if now.trouble is None else now.trouble
-    rows = joined(now.name, now.found.look.as_of, since=since)
+    apart = pd.Timedelta(0) if now.trouble is None else now.production.set_apart  # to learn of a trouble, there must be some in the part that teaches
+    rows = joined(now.name, now.found.look.as_of - apart, since=since)
     rows = rows[~_within(rows["time"], now.skipped)]
     return int(rows["value"].notna().sum())
 
@@ -174,7 +176,9 @@ def _asks(name: str, version: int | str) -> set[str]:
 def _fall_back(now: _Played, said: Diagnosis) -> str:
     look, broken = now.found.look, set(said.columns)
     if not now.skipped or now.skipped[-1][1] is not None:
-        now.skipped.append((look.as_of - pd.Timedelta(days=load_use_case(now.name).window_days), None))
+        # what is no input is what outcomes are made of: those of the answers before are broken, too
+        back = pd.Timedelta(0) if broken & _asks(now.name, look.version) else label_clock(now.name).delay
+        now.skipped.append((look.as_of - pd.Timedelta(days=load_use_case(now.name).window_days) - back, None))
         now.mended = now.number + now.production.mend_periods + 1
     before = audit.entries(now.name, event="champion")["subject"].str.split("/").str[-1].drop_duplicates(keep="last")
     without = [version for version in before if not broken & _asks(now.name, version)]
@@ -217,10 +221,16 @@ def _meant_to_differ(name: str, made: LoadedModel) -> float:
     return min(1.0, round(1.5 * float(differ), 3)) if 1.5 * differ > load_use_case(name).limits.rollout_disagreement else 0.0
 
 
+def _followed(rolling: Rollout, rows: int, requests: int) -> bool:
+    "Whether both versions have answered the requests of a step, with lists of whatever length, or one failed."
+    both, _, failed = paired(rolling, most=rows)
+    return both["request_id"].nunique() >= requests or failed > 0
+
+
 def _go_on(now: _Played, rolling: Rollout) -> str:
     "Take the next step of a roll-out, once the shadow has followed."
-    rows = len(joined(now.name, now.found.look.as_of, since=rolling.since))
-    wait_until("the shadow to follow", lambda: followed(rolling, min(rows, 1500)))
+    asked = joined(now.name, now.found.look.as_of, since=rolling.since)
+    wait_until("the shadow to follow", lambda: _followed(rolling, len(asked), asked["request_id"].nunique()))
     try:
         moved = advance(now.name, **_who("devops"))
     except RolloutRefused as refusal:
