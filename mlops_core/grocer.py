@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['GROCER_INCIDENTS', 'TOML', 'STEP', 'MOMENTS', 'baskets', 'befall_purchases', 'seen_visits', 'judge_lists',
            'on_the_shelf', 'whole_purchases', 'write_purchases', 'list_evidence', 'Habits', 'answer_slipped',
-           'Settings', 'played_span', 'visits_between', 'grocer_production']
+           'Settings', 'played_span', 'visits_between', 'grocer_production', 'grocer_watched']
 
-# %% ../nbs/32_grocer.ipynb #e02add42
-from collections.abc import Callable
+# %% ../nbs/32_grocer.ipynb #1c4591d6
+import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -21,13 +21,15 @@ from . import evaluate
 from .channels import COLUMNS, answer_shoppers, list_serving, popular_lists
 from .core import PALETTE, generator, plain, workspace
 from .data import Case, Dataset, Fold
+from .detection import Watched
 from .govern import demonstration, load_use_case
+from .health import reference
 from .lists import compute_lists
 from .loop import Incident, Production
 from .monitor import report_rows
 from .package import LoadedModel, Recipe, package_model, use_case_tables
 from .probes import Probe, order_probe, shift_probes
-from .recommend import (FEWEST_USERS, PersonalFrequency, Popularity, purchases, recommend, recommendation_case,
+from .recommend import (PersonalFrequency, Popularity, purchases, recommend, recommendation_case,
                                   recommendation_fold, sample_users)  # fmt: skip
 from .rehearsal import rehearsed_version
 from .risk import stress
@@ -358,3 +360,104 @@ def grocer_production(dataset: Dataset, incident: str = "none", size: float | No
 
     return Production("recommendation", start.tz_localize("UTC"), STEP, 2 * weeks, grocer.incident, begins, begin, partial(_send, grocer), learn,
                       set_apart=settings.horizon)  # fmt: skip
+
+# %% ../nbs/32_grocer.ipynb #2fbe0b7d
+class _Pool:
+    "Held-back weeks of lists and of what was bought after them, to draw from."
+
+    def __init__(self, grocer: _Grocer, weeks: int):
+        self.grocer, self.frame, settings = grocer, grocer.bought, grocer.settings
+        self.users, self.codes = grocer.users, pd.Index(grocer.users).get_indexer(grocer.bought["user"])
+        self.asked = (np.arange(len(self.users)) % 7 + 0.5) * pd.Timedelta(days=1).value
+        self.starts = [grocer.start + pd.Timedelta(days=7 * week) for week in range(weeks)]
+        self.lists, self.popular = [], []
+        for start in self.starts:
+            young = self.frame[self.frame["time"] < start - settings.horizon]
+            model = settings.model().fit(on_the_shelf(young, young["time"].max()))
+            self.lists.append(self._items(recommend(model, self.users, settings.k)))
+            self.popular.append(self._items(recommend(model, ["nobody"], settings.k))[0])
+
+    def _items(self, lists: pd.DataFrame) -> np.ndarray:
+        return lists.pivot(index="user", columns="rank", values="item").reindex(lists["user"].unique()).fillna("").to_numpy(object)
+
+    def after(self, week: int, shift: int, late: pd.DataFrame) -> pd.DataFrame:
+        "What was bought within the horizon of the lists of a `week`: user (number), item; from `shift` weeks later on as `late` says."
+        start, days = self.starts[week], pd.Timedelta(days=7) + self.grocer.settings.horizon
+        first, last = self.frame["time"].searchsorted([start, start + days])
+        turn = self.frame["time"].iloc[first:last].searchsorted(start + pd.Timedelta(days=7 * shift)) + first
+        rows = pd.concat([self.frame.iloc[first:turn], late[(late["time"] >= self.frame["time"].iloc[min(turn, len(self.frame) - 1)])
+                                                            & (late["time"] < start + days)]])  # fmt: skip
+        codes = pd.Index(self.users).get_indexer(rows["user"])
+        since = (rows["time"] - start).to_numpy("timedelta64[ns]").astype("int64") - self.asked[codes]
+        near = (codes >= 0) & (since >= 0) & (since < self.grocer.settings.horizon.value)
+        return pd.DataFrame({"user": codes, "item": rows["item"].to_numpy()})[near].drop_duplicates()
+
+    def visits(self, week: int, late: pd.DataFrame | None = None) -> np.ndarray:
+        "How often each user shopped in a week."
+        frame, start = self.frame if late is None else late, self.starts[week]
+        first, last = frame["time"].searchsorted([start, start + pd.Timedelta(days=7)])
+        part = frame.iloc[first:last]
+        days = part.assign(day=part["time"].dt.normalize()).drop_duplicates(["user", "day"])["user"].value_counts()
+        return days.reindex(self.users, fill_value=0).to_numpy()
+
+# %% ../nbs/32_grocer.ipynb #eed32dbb
+def _hits(bought: pd.DataFrame, lists: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    "Which places of `lists` (users by places) are hits, and how many a perfect list of `k` would have, per user."
+    asked = pd.MultiIndex.from_arrays([np.repeat(np.arange(len(lists)), lists.shape[1]), lists.ravel()])
+    hit = asked.isin(pd.MultiIndex.from_frame(bought)).reshape(lists.shape)
+    return hit, np.minimum(np.bincount(bought["user"], minlength=len(lists)), k)
+
+
+def _rows(pool: _Pool, panel: np.ndarray, period: int, lists: np.ndarray, told: np.ndarray, missing: np.ndarray, failed: np.ndarray) -> pd.DataFrame:
+    "The log of a period in which each of the `panel` (numbers of users) got its list."
+    places, n = lists.shape[1], len(panel)
+    start = pool.grocer.start + pd.Timedelta(days=7 * period)
+    time = np.repeat(start.to_datetime64() + pool.asked[panel].astype("timedelta64[ns]"), places)
+    rows = pd.DataFrame({"time": time, "subject": np.repeat(np.arange(n).astype(str), places), "request_id": f"period{period}",
+                         "input": np.repeat([json.dumps({"user": str(pool.users[who])}) for who in panel], places),
+                         "output": [f'{{"item": {item}}}' for item in _quoted(lists[panel].ravel())], "value": told[panel].ravel().astype(float),
+                         "cost": np.repeat(missing[panel] / places, places), "fallback": np.repeat(np.where(failed[panel], "popular items", ""), places),
+                         "position": np.tile(np.arange(places), n)})  # fmt: skip
+    about = {"latency_ms": 5.0, "violations": "[]", "action": "", "refused": ""}
+    return rows.assign(received_at=rows["time"] + pool.grocer.settings.horizon, **about)
+
+
+def _quoted(items: np.ndarray) -> list[str]:
+    codes, names = pd.factorize(items)
+    return np.array([json.dumps(name) for name in names], dtype=object)[codes].tolist()
+
+# %% ../nbs/32_grocer.ipynb #33c31285
+def _draw(pool: _Pool, version: int, periods: int, begins: int, seed: int, incident: Incident, size: float) -> pd.DataFrame:
+    random, lost = generator(seed, "weeks"), incident.name == "lost_tracking"
+    panel = random.integers(len(pool.users), size=len(pool.users))
+    weeks, k = random.integers(len(pool.starts), size=periods), pool.grocer.settings.k
+    late = befall_purchases(incident, size, pool.frame, pool.starts[0], seed)
+    kept = late[seen_visits(late, size, seed)] if lost else late
+    found, reported = [], [int(pool.visits(week)[panel].sum()) for week in random.integers(len(pool.starts), size=13)]
+    for period, week in enumerate(weeks):
+        shift = max(0, begins - period)
+        bought, recorded = (pool.after(week, shift, frame) for frame in ((late, kept) if shift < 3 else (pool.frame, pool.frame)))
+        lists, failed = pool.lists[week], np.zeros(len(pool.users), dtype=bool)
+        if incident.name == "stale_lists" and period >= begins and random.random() < size:
+            failed = np.arange(len(pool.users)) % 2 == 0
+            lists = np.where(failed[:, None], pool.popular[week], lists)
+        hit, perfect = _hits(bought, lists, k)
+        told = _hits(recorded, lists, k)[0] if lost else hit
+        found.append(_rows(pool, panel, period, lists, told, perfect - hit.sum(axis=1), failed))
+        reported.append(int(pool.visits(week, kept if lost and period >= begins else None)[panel].sum()))
+    rows = pd.concat(found, ignore_index=True).assign(version=version)
+    rows.attrs["reported"] = reported
+    return rows
+
+# %% ../nbs/32_grocer.ipynb #5bbc9693
+def grocer_watched(dataset: Dataset, households: int = 800, periods: int = 12, begins: int = 4, seed: int = 0,
+                   settings: Settings = Settings(), weeks: int = 16) -> Watched:  # noqa: B008 (frozen)
+    """A study of monitoring on drawn weeks of `dataset` (see `detection.watch`), of a version that is packaged in the present workspace.
+
+    A period is a week in which each of the `households` asks once. `bad_successor` is not for monitoring but for a roll-out to see.
+    """
+    grocer, weeks = _grocer(dataset, "none", None, 0, weeks, households, settings, seed)
+    made = _made(grocer, grocer.known(grocer.start, []), f"watched-{seed}", live=True)
+    pool = _Pool(grocer, weeks)
+    return Watched(reference(made.name, made.version), pd.Timedelta(days=7), periods, begins, grocer.start,
+                   partial(_draw, pool, made.version, periods, begins))  # fmt: skip
