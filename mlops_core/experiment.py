@@ -8,6 +8,7 @@ __all__ = ['TIMINGS', 'Candidate', 'probabilities', 'probability_score', 'sample
            'plot_comparison']
 
 # %% ../nbs/05_experiment.ipynb #a1eee9c6
+import functools
 import io
 import logging
 import os
@@ -131,16 +132,22 @@ def _behind(case: Case, table: pd.DataFrame, parts: dict[str, pd.Series]) -> pd.
     return table.assign(behind=sign * (best[case.metric] - table[case.metric]), behind_se=np.nan_to_num(spread))
 
 # %% ../nbs/05_experiment.ipynb #5ee9e001
+@functools.cache
+def _empty_store() -> bytes:
+    "MLflow's SQLite file with empty tables, which takes it seconds: made once in a process, for a rehearsal after the other wants one."
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        mlflow.MlflowClient(f"sqlite:///{scratch}/mlflow.db").search_experiments()
+        with closing(sqlite3.connect(f"{scratch}/mlflow.db")) as made:
+            return made.serialize()
+
+
 def _make_store_whole() -> None:
     "Make MLflow's SQLite file all or nothing: one that a kill cuts off while MLflow makes its tables can never be opened again."
     file = core.workspace() / "mlflow.db"
     if core.tracking_uri() != f"sqlite:///{file}" or file.exists():
         return
     draft = file.with_name(f"mlflow.db-{secrets.token_hex(4)}")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        mlflow.MlflowClient(f"sqlite:///{scratch}/mlflow.db").search_experiments()
-        with closing(sqlite3.connect(f"{scratch}/mlflow.db")) as made, closing(sqlite3.connect(draft)) as whole:
-            made.backup(whole)
+    draft.write_bytes(_empty_store())
     os.replace(draft, file)
 
 # %% ../nbs/05_experiment.ipynb #0538ea42
