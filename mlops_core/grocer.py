@@ -8,7 +8,7 @@ __all__ = ['GROCER_INCIDENTS', 'TOML', 'STEP', 'MOMENTS', 'baskets', 'befall_pur
            'Settings', 'played_span', 'visits_between', 'grocer_production', 'grocer_watched', 'compare_signals',
            'shoppers_of', 'usual_shoppers', 'drift_in_calendar', 'staleness', 'age_costs', 'plot_staleness']
 
-# %% ../nbs/32_grocer.ipynb #6d17d703
+# %% ../nbs/32_grocer.ipynb #c29ae29d
 import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -33,20 +33,27 @@ from .loop import Incident, Production
 from .monitor import report_rows
 from .package import LoadedModel, Recipe, package_model, use_case_tables
 from .probes import Probe, order_probe, shift_probes
-from .recommend import (PersonalFrequency, Popularity, purchases, recommend, recommendation_case,
-                                  recommendation_fold, sample_users)  # fmt: skip
+from mlops_core.recommend import (
+    PersonalFrequency,
+    Popularity,
+    purchases,
+    recommend,
+    recommendation_case,
+    recommendation_fold,  # fmt: skip
+    sample_users,
+)
 from .rehearsal import rehearsed_version
 from .risk import stress
 from .traffic import place
 
-# %% ../nbs/32_grocer.ipynb #963ce519
+# %% ../nbs/32_grocer.ipynb #d703d858
 GROCER_INCIDENTS = {one.name: one for one in (
     Incident("none", "nothing goes wrong", 0.0),
     Incident("popularity_shock", "a share `size` of all purchases moves to goods that few bought before, three of twenty for each household", 0.4),
     Incident("catalogue_change", "a share `size` of the goods is replaced by others: lists show what cannot be bought any more", 0.3),
     Incident("lost_tracking", "a share `size` of the visits to the shop is not recorded any more", 0.5, feed=True),
     Incident("stale_lists", "the computation of the lists fails in a share `size` of the nights", 1.0),
-    Incident("bad_successor", "the live version is packaged again, as after a clean-up, and gives a share `size` of the households what is popular", 1.0),
+    Incident("bad_successor", "the live version is packaged again, as after a clean-up, and gives a share `size` of the users what is popular", 1.0),
 )}  # fmt: skip
 
 # %% ../nbs/32_grocer.ipynb #88a7dbe9
@@ -456,12 +463,13 @@ def _draw(pool: _Pool, version: int, periods: int, begins: int, seed: int, incid
     rows.attrs["reported"] = reported
     return rows
 
-# %% ../nbs/32_grocer.ipynb #68c4e528
+# %% ../nbs/32_grocer.ipynb #8f3caaa3
 def grocer_watched(dataset: Dataset, households: int = 800, periods: int = 12, begins: int = 4, seed: int = 0,
                    settings: Settings = Settings(), weeks: int = 16) -> Watched:  # noqa: B008 (frozen)
     """A study of monitoring on drawn weeks of `dataset` (see `detection.watch`), of a version that is packaged in the present workspace.
 
-    A period is a week in which each of the `households` asks once; `draw(..., ordered=True)` takes the weeks as they came. `bad_successor` is not for monitoring but for a roll-out to see.
+    A period is a week in which each of the `households` asks once; `draw(..., ordered=True)` takes the weeks as they came.
+    `bad_successor` is not for monitoring but for a roll-out to see.
     """
     grocer, weeks = _grocer(dataset, "none", None, 0, weeks, households, settings, seed)
     made = _made(grocer, grocer.known(grocer.start, []), f"watched-{seed}", live=True)
@@ -500,8 +508,9 @@ def usual_shoppers(frame: pd.DataFrame, until, seed: int = 0) -> Profile:
     rows = pd.concat([shoppers_of(frame[(ago > back) & (ago <= back + 1)], seed) for back in range(4)])
     return Profile.fit(rows.sample(frac=1, random_state=seed).groupby(level=0).head(1).reset_index(drop=True))
 
-# %% ../nbs/32_grocer.ipynb #671cdd22
-def drift_in_calendar(dataset: Dataset, incidents: list[tuple[Incident, float]], weeks: int = 16, horizon_days: int = 14, seed: int = 0) -> pd.DataFrame:
+# %% ../nbs/32_grocer.ipynb #bb004e12
+def drift_in_calendar(dataset: Dataset, incidents: list[tuple[Incident, float]], weeks: int = 16, horizon_days: int = 14,
+                      seed: int = 0) -> pd.DataFrame:  # fmt: skip
     """In which real weeks, in their order, `drift_report` rings over who shopped, with an incident planted from the first of them on: incident,
     size, week, why ("" for silence)."""
     frame = baskets(dataset, 0, seed)
