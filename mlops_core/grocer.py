@@ -125,7 +125,7 @@ def whole_purchases(frame: pd.DataFrame, skipped: list, delay: pd.Timedelta, hor
         frame = frame[(frame["time"] < since) | (frame["time"] >= until)]
     return frame
 
-# %% ../nbs/32_grocer.ipynb #7f1b0f0b
+# %% ../nbs/32_grocer.ipynb #484b75d7
 TOML = """name = "{name}"
 title = "{title}"
 [tables]
@@ -149,7 +149,7 @@ type = "time"
 type = "number"
 """
 
-
+# %% ../nbs/32_grocer.ipynb #9e213eb8
 def write_purchases(frame: pd.DataFrame, name: str, title: str, horizon_days: int) -> str:
     "Write purchases as a data set in the workspace, with the newest `horizon_days` as its test part; returns its folder."
     folder = workspace() / "datasets" / name
@@ -216,11 +216,11 @@ def answer_slipped(model, rows: pd.DataFrame, share: float, name: str, k: int = 
             found.append(lists.assign(row=rows.index[some][lists["row"].to_numpy(int)]))
     return pd.concat(found)[COLUMNS].sort_values(["row", "rank"], ignore_index=True)
 
-# %% ../nbs/32_grocer.ipynb #9a85df48
+# %% ../nbs/32_grocer.ipynb #fed214eb
 STEP = pd.Timedelta(days=3.5)
 MOMENTS = 7  # in a round: every twelve hours
 
-
+# %% ../nbs/32_grocer.ipynb #6b72dc5f
 @dataclass(frozen=True)
 class Settings:
     "How lists are made and judged: places, half-life of a purchase, days in which a purchase counts, buyers that an item needs."
@@ -317,13 +317,13 @@ def _send(grocer: _Grocer, client: httpx.Client, number: int, wrong: bool, clock
     known_at = lists["time"] + pd.Timedelta(days=load_use_case("recommendation").label_delay_days)
     return lists[["request_id", "position"]].assign(value=told["bought"].astype(float), known_at=known_at, cost=true["missing"] / count)
 
-# %% ../nbs/32_grocer.ipynb #95687e1b
+# %% ../nbs/32_grocer.ipynb #3d3e17a0
 def visits_between(frame: pd.DataFrame, begin, end) -> int:
     "How many visits to the shop (a user's day) `frame` has from `begin` to before `end`."
     part = frame[(frame["time"] >= begin) & (frame["time"] < end)]
     return len(part.assign(day=part["time"].dt.normalize()).drop_duplicates(["user", "day"]))
 
-
+# %% ../nbs/32_grocer.ipynb #5e3ec08c
 def _made(grocer: _Grocer, frame: pd.DataFrame, name: str, live: bool = False, slip: float = 0.0) -> LoadedModel:
     "Package a version that learned from the purchases `frame`; its channel answers a share `slip` of the users with what is popular."
     settings, who = grocer.settings, {"actor": demonstration().author, "role": "data_scientist"}
@@ -338,7 +338,7 @@ def _made(grocer: _Grocer, frame: pd.DataFrame, name: str, live: bool = False, s
         return rehearsed_version(case, model, recipe, fold, {"inputs": [{"column": "user", "source": "purchases.user"}]}, live=True, **who)
     return package_model(case, model, recipe, fold, list_evidence(case, model, fold, grocer.seed), **who)
 
-# %% ../nbs/32_grocer.ipynb #a318a6cc
+# %% ../nbs/32_grocer.ipynb #28736257
 def _grocer(dataset: Dataset, incident: str, size: float | None, begins: int, weeks: int, households: int, settings: Settings,
             seed: int) -> tuple[_Grocer, int]:  # fmt: skip
     frame, chosen = baskets(dataset, households, seed), GROCER_INCIDENTS[incident]
@@ -348,7 +348,7 @@ def _grocer(dataset: Dataset, incident: str, size: float | None, begins: int, we
     seen = seen_visits(bought, size, seed) if incident == "lost_tracking" else np.ones(len(bought), dtype=bool)
     return _Grocer(dataset.title, bought, seen, start, chosen, size, begins, seed, settings), weeks
 
-
+# %% ../nbs/32_grocer.ipynb #a7ac6f60
 def grocer_production(dataset: Dataset, incident: str = "none", size: float | None = None, begins: int = 6, weeks: int = 14,
                       households: int = 400, seed: int = 0, settings: Settings = Settings()) -> Production:  # noqa: B008 (frozen)
     """The last `weeks` of `dataset` for which outcomes are known (as many as there are), in rounds of half a week, asked for by `households`
@@ -412,14 +412,14 @@ class _Pool:
         days = part.assign(day=part["time"].dt.normalize()).drop_duplicates(["user", "day"])["user"].value_counts()
         return days.reindex(self.users, fill_value=0).to_numpy()
 
-# %% ../nbs/32_grocer.ipynb #731908ef
+# %% ../nbs/32_grocer.ipynb #8074924b
 def _hits(bought: pd.DataFrame, lists: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     "Which places of `lists` (users by places) are hits, and how many a perfect list of `k` would have, per user."
     asked = pd.MultiIndex.from_arrays([np.repeat(np.arange(len(lists)), lists.shape[1]), lists.ravel()])
     hit = asked.isin(pd.MultiIndex.from_frame(bought)).reshape(lists.shape)
     return hit, np.minimum(np.bincount(bought["user"], minlength=len(lists)), k)
 
-
+# %% ../nbs/32_grocer.ipynb #fbf2d7ff
 def _rows(pool: _Pool, panel: np.ndarray, period: int, lists: np.ndarray, told: np.ndarray, missing: np.ndarray, failed: np.ndarray) -> pd.DataFrame:
     "The log of a period in which each of the `panel` (numbers of users) got its list."
     places, n = lists.shape[1], len(panel)
@@ -434,7 +434,7 @@ def _rows(pool: _Pool, panel: np.ndarray, period: int, lists: np.ndarray, told: 
     about = {"latency_ms": 5.0, "violations": "[]", "action": "", "refused": ""}
     return rows.assign(received_at=rows["time"] + pool.grocer.settings.horizon, **about)
 
-
+# %% ../nbs/32_grocer.ipynb #9b61170b
 def _quoted(items: np.ndarray) -> list[str]:
     codes, names = pd.factorize(items)
     return np.array([json.dumps(name) for name in names], dtype=object)[codes].tolist()
@@ -526,7 +526,7 @@ def drift_in_calendar(dataset: Dataset, incidents: list[tuple[Incident, float]],
                           "why": ", ".join(report.loc[report["alarm"], "column"])})  # fmt: skip
     return pd.DataFrame(found)
 
-# %% ../nbs/32_grocer.ipynb #e7b23956
+# %% ../nbs/32_grocer.ipynb #7477ee45
 def staleness(dataset: Dataset, households: int = 400, ages: tuple[int, ...] = (0, 2, 4, 6, 8, 12), weeks: int = 16, seed: int = 0,
               settings: Settings = Settings()) -> pd.DataFrame:  # noqa: B008 (frozen)
     "Hits missing per list in each held-back week by versions of so many weeks (`ages`): week, age, missing."
@@ -546,7 +546,7 @@ def staleness(dataset: Dataset, households: int = 400, ages: tuple[int, ...] = (
                 found.append({"week": asked, "age": age, "missing": lists.drop_duplicates("user")["missing"].mean()})
     return pd.DataFrame(found)
 
-
+# %% ../nbs/32_grocer.ipynb #d7ad8581
 def age_costs(table: pd.DataFrame) -> pd.DataFrame:
     """What age costs, from `staleness`: age (weeks), more (hits missing per list beyond a version of age 0 in the same week, mean), low, high (95 %
     over weeks), if_every (the mean of `more` from age 0 to this one: what a list costs on average if one learns again that often)."""
@@ -560,7 +560,7 @@ def age_costs(table: pd.DataFrame) -> pd.DataFrame:
     area = np.concatenate([[0.0], np.cumsum(np.diff(found["age"]) * (found["more"].to_numpy()[1:] + found["more"].to_numpy()[:-1]) / 2)])
     return found.assign(if_every=area / found["age"].clip(lower=1))
 
-
+# %% ../nbs/32_grocer.ipynb #989831cb
 def plot_staleness(costs: pd.DataFrame) -> plt.Figure:
     "What a list costs by the age of the version, and on average if one learns again at that age."
     figure, axis = plt.subplots(figsize=(7.2, 3.2))
