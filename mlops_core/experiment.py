@@ -8,6 +8,7 @@ __all__ = ['TIMINGS', 'Candidate', 'probabilities', 'probability_score', 'sample
            'plot_comparison']
 
 # %% ../nbs/05_experiment.ipynb #a1eee9c6
+import functools
 import io
 import logging
 import os
@@ -132,6 +133,15 @@ def _behind(case: Case, table: pd.DataFrame, parts: dict[str, pd.Series]) -> pd.
     return table.assign(behind=sign * (best[case.metric] - table[case.metric]), behind_se=np.nan_to_num(spread))
 
 # %% ../nbs/05_experiment.ipynb #5ee9e001
+@functools.cache
+def _empty_store() -> bytes:
+    "MLflow's SQLite file with empty tables, which takes it seconds: made once in a process, for a rehearsal after the other wants one."
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        mlflow.MlflowClient(f"sqlite:///{scratch}/mlflow.db").search_experiments()
+        with closing(sqlite3.connect(f"{scratch}/mlflow.db")) as made:
+            return made.serialize()
+
+
 def make_store() -> None:
     "Make MLflow's SQLite file, once and all or nothing: one that a kill cuts off while MLflow makes its tables can never be opened again."
     for noisy in ("mlflow", "alembic"):
@@ -139,14 +149,11 @@ def make_store() -> None:
     file = core.workspace() / "mlflow.db"
     if core.tracking_uri() != f"sqlite:///{file}" or file.exists():
         return
-    with FileLock(f"{file}.lock"), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        if file.exists():  # whoever had the lock has made it
-            return
-        mlflow.MlflowClient(f"sqlite:///{scratch}/mlflow.db").search_experiments()
-        draft = file.with_name(f"mlflow.db-{secrets.token_hex(4)}")
-        with closing(sqlite3.connect(f"{scratch}/mlflow.db")) as made, closing(sqlite3.connect(draft)) as whole:
-            made.backup(whole)
-        os.replace(draft, file)
+    with FileLock(f"{file}.lock"):
+        if not file.exists():  # else whoever had the lock has made it
+            draft = file.with_name(f"mlflow.db-{secrets.token_hex(4)}")
+            draft.write_bytes(_empty_store())
+            os.replace(draft, file)
 
 # %% ../nbs/05_experiment.ipynb #0538ea42
 def open_experiment(name: str) -> None:

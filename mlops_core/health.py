@@ -31,6 +31,8 @@ def answered(rows: pd.DataFrame) -> pd.DataFrame:
     "The answers in `rows` of the log, opened, with the outcome as `value`; without those that failed."
     rows = rows[rows["output"] != "{}"]
     found = expand(rows["output"]) if len(rows) else pd.DataFrame(index=rows.index)
+    if "item" in found and "user" not in found:  # a list that was served is that of whoever asked, each time anew
+        found = found.assign(user=rows["subject"] + " " + rows["request_id"])
     return found.astype({name: float for name in ("probability", "forecast", "low", "high") if name in found}).assign(value=rows["value"])
 
 # %% ../nbs/15_health.ipynb #d2f0661b
@@ -116,11 +118,17 @@ def _inputs(loaded: LoadedModel, fold: Fold) -> Profile:
         return Profile.fit(fold.X_train)
 
 # %% ../nbs/15_health.ipynb #18af8f79
+def _asked(loaded: LoadedModel, fold: Fold) -> pd.DataFrame:
+    "The requests of the test part; of lists everybody's, for in production those ask, too, who buy nothing afterwards."
+    everyone = loaded.serving and loaded.serving.everyone
+    return everyone(loaded.model) if everyone else fold.X_test
+
+
 @functools.lru_cache(maxsize=4)
 def _reference(name: str, version: int, manifest: str) -> Reference:
     loaded = load_model(name, version)
     about, fold = facts(loaded.folder), recipe_of(loaded.folder).fold()
-    answers = _with_truth(loaded.answer(fold.X_test), fold.y_test)
+    answers = _with_truth(loaded.answer(_asked(loaded, fold)), fold.y_test)
     table, costs = with_intervals(loaded, answers), getattr(loaded.score, "keywords", {}).get("costs", Costs())
     metric, sign = about["metric"], 1 if about["greater_is_better"] else -1
     fitted, rows = fit_estimator(answers["value"], answers, costs), about["request_key"] == ""
@@ -264,6 +272,7 @@ def came_true(known: Reference, settled: Window, limits: Limits) -> tuple[list[d
     "The checks outcomes, performance, calibration and estimator of a window that is due, and its realised metrics (none where withheld)."
     overdue = _judged("outcomes", settled.share, settled.clock.minimum, settled.share < settled.clock.minimum, len(settled.rows) > 0, why(settled))
     settled = own(known, settled)
+    settled = replace(settled, rows=settled.rows[settled.rows["fallback"] == ""])  # what stood in for it says nothing of it
     checks, none = ("performance", "calibration", "estimator"), pd.DataFrame(columns=["metric", "value", "low", "high", "n"])
     try:
         answers = answered(mature_rows(settled))

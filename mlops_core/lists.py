@@ -33,7 +33,7 @@ def _utc():
     return now().tz_convert("UTC").tz_localize(None)
 
 # %% ../nbs/14_lists.ipynb #242abdc0
-def compute_lists(name: str, hours: float = 36, *, actor: str, role: str, part: int = 250) -> int:
+def compute_lists(name: str, hours: float = 36, *, actor: str, role: str, part: int = 250, progress: bool = True) -> int:
     """Compute the champion's answer for everybody it knows and store it for `hours`; returns for how many. With a progress bar.
 
     One audit entry says which version, how many, and until when. Raises `ArtifactError` where no version is live or its case has no lists,
@@ -48,12 +48,15 @@ def compute_lists(name: str, hours: float = 36, *, actor: str, role: str, part: 
              "expires_at": (begun + pd.Timedelta(hours=hours)).to_pydatetime()}  # fmt: skip
     rows = []
     with threadpool_limits(1):
-        for places in tqdm(np.array_split(np.arange(len(everyone)), -(-len(everyone) // part)), desc=f"lists of {loaded.subject}", unit="part"):
+        for places in tqdm(np.array_split(np.arange(len(everyone)), -(-len(everyone) // part)), desc=f"lists of {loaded.subject}", unit="part",
+                           disable=not progress):
             asked = everyone.iloc[places].reset_index(drop=True)
             found = loaded.serving.answer(loaded.model, asked)
             subjects = asked[loaded.serving.subject].astype(str).to_numpy()
-            rows += [known | {"subject": subjects[row], "answers": json.dumps(plain(said.drop(columns=["row", "fallback"])))}
-                     for row, said in found.groupby("row")]  # fmt: skip
+            said: dict[int, list[dict]] = {}
+            for row, one in zip(found["row"], plain(found.drop(columns=["row", "fallback"])), strict=True):
+                said.setdefault(row, []).append(one)
+            rows += [known | {"subject": subjects[row], "answers": json.dumps(list_)} for row, list_ in said.items()]
     with operations_engine().begin() as connection:
         connection.execute(stored_lists.delete().where(stored_lists.c.model == name))
         connection.execute(stored_lists.insert(), rows)

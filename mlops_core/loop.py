@@ -29,8 +29,8 @@ from .log import joined, record_outcomes
 from .maturity import label_clock
 from .monitor import Round, monitor_round, plot_performance, scored
 from .package import LoadedModel, facts, load_model, model_folder, recipe_of
-from .rehearsal import followed, rehearsal, sees, wait_until, walk_through
-from .rollout import RolloutRefused, advance, rollback, start
+from .rehearsal import rehearsal, sees, wait_until, walk_through
+from .rollout import RolloutRefused, advance, paired, rollback, start
 from .serve import LocalServer, make_app
 from .traffic import Rollout, running
 
@@ -60,7 +60,7 @@ class Production:
     no answer came), position, value (its outcome), known_at (when that becomes known, UTC) and cost. `learn(number, skipped, since)` packages
     a version from what is known at the end of a period, without what was answered in the `skipped` spans of time; answers have been worse
     `since` then (None: they have not). Whoever owns a feed takes
-    `mend_periods` to mend it.
+    `mend_periods` to mend it. The newest `set_apart` of what is known judges a version, and cannot teach it.
     """
     name: str
     start: pd.Timestamp
@@ -72,6 +72,7 @@ class Production:
     send: Callable
     learn: Callable
     mend_periods: int = 2
+    set_apart: pd.Timedelta = pd.Timedelta(0)
 
     def end(self, number: int) -> pd.Timestamp:
         "When a period is over."
@@ -178,7 +179,9 @@ def _outcomes_since(now: _Played) -> int:
     if not worse and _age(now) < (use_case.retrain_every_days or np.inf):
         return 0  # nobody asks
     since = _trained_at(now.name) if now.trouble is None else now.trouble
-    rows = joined(now.name, now.found.look.as_of, since=since)
+    # to learn of a trouble, there must be some in the part that teaches
+    apart = pd.Timedelta(0) if now.trouble is None else now.production.set_apart
+    rows = joined(now.name, now.found.look.as_of - apart, since=since)
     return int(rows.loc[~_within(rows["time"], now.skipped), "value"].notna().sum())
 
 # %% ../nbs/18_loop.ipynb #ca24a4f8
@@ -196,7 +199,9 @@ def _asks(name: str, version: int | str) -> set[str]:
 def _fall_back(now: _Played, said: Diagnosis) -> str:
     look, broken = now.found.look, set(said.columns)
     if not now.skipped or now.skipped[-1][1] is not None:
-        now.skipped.append((look.as_of - pd.Timedelta(days=load_use_case(now.name).window_days), None))
+        # what is no input is what outcomes are made of: those of the answers before are broken, too
+        back = pd.Timedelta(0) if broken & _asks(now.name, look.version) else label_clock(now.name).delay
+        now.skipped.append((look.as_of - pd.Timedelta(days=load_use_case(now.name).window_days) - back, None))
         now.mended = now.number + now.production.mend_periods + 1
     before = audit.entries(now.name, event="champion")["subject"].str.split("/").str[-1].drop_duplicates(keep="last")
     without = [version for version in before if not broken & _asks(now.name, version)]
@@ -246,25 +251,42 @@ def _let_pass(now: _Played, made: LoadedModel, promotion: Promotion) -> Promotio
 
 # %% ../nbs/18_loop.ipynb #90b6e09c
 def _meant_to_differ(name: str, made: LoadedModel) -> float:
-    "How far a successor may differ: half as much again as it does on its own test part, where that is more than the use case allows."
-    fold, decide = recipe_of(made.folder).fold(), made.decide
-    if decide is None:
-        return 0.0
-    live, limits = load_model(name, audit.live(name)), load_use_case(name).limits
-    ours, theirs = made.answer(fold.X_test), live.answer(fold.X_test)
-    differ, apart = (decide(ours) != live.decide(theirs)).mean(), stats.ks_2samp(ours["probability"], theirs["probability"]).statistic
-    beyond = 1.5 * differ > limits.rollout_disagreement or 1.5 * apart > limits.rollout_shift
-    return min(1.0, round(1.5 * float(max(differ, apart)), 3)) if beyond else 0.0
+    """How far a successor may differ: half as much again as it does on its own test part, or on the newest answers of it, as many as a step of
+    a roll-out needs, where that is more than the use case allows."""
+    requests, live = recipe_of(made.folder).fold().X_test, load_model(name, audit.live(name))
+    limits, ours, theirs = load_use_case(name).limits, made.answer(requests), live.answer(requests)
+    both = np.array([_apart(made, live, ours.tail(rows), theirs.tail(rows)) for rows in (len(ours), limits.rollout_rows)])
+    beyond = (1.5 * both > [limits.rollout_disagreement, limits.rollout_shift]).any()
+    return min(1.0, round(1.5 * float(both.max()), 3)) if beyond else 0.0
+
+
+def _apart(made: LoadedModel, live: LoadedModel, ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[float, float]:
+    "The share that is treated differently, and the distance of the scores, as a roll-out measures them."
+    if made.serving is not None and made.serving.truth is None:
+        shown = [pd.MultiIndex.from_frame(said[["user", "item"]].astype(str)) for said in (ours, theirs)]
+        return float((~shown[0].isin(shown[1])).mean()), 0.0
+    numbers = [said.select_dtypes("number").astype(float) for said in (ours, theirs)]
+    apart = float(stats.ks_2samp(numbers[0].iloc[:, 0], numbers[1].iloc[:, 0]).statistic)
+    if made.decide is not None:
+        return float((made.decide(ours) != live.decide(theirs)).mean()), apart
+    off = (numbers[0] - numbers[1]).abs() / numbers[1].abs().clip(lower=1e-9)
+    return float(off.mean(axis=1).clip(upper=1).mean()), apart
 
 # %% ../nbs/18_loop.ipynb #1d556d89
+def _followed(rolling: Rollout, rows: int, requests: int) -> bool:
+    "Whether both versions have answered the requests of a step, with lists of whatever length, or one failed."
+    both, _, failed = paired(rolling, most=rows)
+    return both["request_id"].nunique() >= requests or failed > 0
+
+
 def _go_on(now: _Played, rolling: Rollout) -> str:
     "Take the next step of a roll-out, once the shadow has followed."
-    rows = len(joined(now.name, now.found.look.as_of, since=rolling.since))
-    wait_until("the shadow to follow", lambda: followed(rolling, min(rows, 1500)))
+    asked = joined(now.name, now.found.look.as_of, since=rolling.since)
+    wait_until("the shadow to follow", lambda: _followed(rolling, len(asked), asked["request_id"].nunique()))
     try:
         moved = advance(now.name, **_who("devops"))
     except RolloutRefused as refusal:
-        return str(refusal)
+        return "" if running(now.name) else str(refusal)  # too early a step is none
     if moved.state == "running":
         return f"version {moved.challenger} answers {moved.share:.0%}"
     now.trouble, now.attempted = None, 0
