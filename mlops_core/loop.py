@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import httpx
 import matplotlib.pyplot as plt
 import pandas as pd
+from scipy import stats
 from tqdm.auto import tqdm
 
 from . import audit
@@ -208,13 +209,25 @@ def _retrain(now: _Played, said: Diagnosis) -> str:
 
 
 def _meant_to_differ(name: str, made: LoadedModel) -> float:
-    "How far a successor may differ: half as much again as it does on its own test part, where that is more than the use case allows."
-    fold, decide = recipe_of(made.folder).fold(), made.decide
-    if decide is None:
-        return 0.0
-    live = load_model(name, audit.live(name))
-    differ = (decide(made.answer(fold.X_test)) != live.decide(live.answer(fold.X_test))).mean()
-    return min(1.0, round(1.5 * float(differ), 3)) if 1.5 * differ > load_use_case(name).limits.rollout_disagreement else 0.0
+    """How far a successor may differ: half as much again as it does on its own test part, or on the newest answers of it, as many as a step
+    of a roll-out needs, where that is more than the use case allows. It is measured as a roll-out does: actions that are not the same, what
+    the other list does not hold, else how far numbers are apart."""
+    requests, live = recipe_of(made.folder).fold().X_test, load_model(name, audit.live(name))
+    limits, ours, theirs = load_use_case(name).limits, made.answer(requests), live.answer(requests)
+    apart = [one for rows in (len(ours), limits.rollout_rows) for one in _apart(made, ours.tail(rows), theirs.tail(rows))]
+    return min(1.0, round(1.5 * max(apart), 3)) if 1.5 * max(apart) > limits.rollout_disagreement else 0.0
+
+
+def _apart(made: LoadedModel, ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[float, ...]:
+    "The share that is treated differently, and for numbers without an action how far their distributions are apart."
+    if made.decide is not None:
+        return (float((made.decide(ours) != made.decide(theirs)).mean()),)
+    if made.serving is not None and made.serving.truth is None:
+        shown = [pd.MultiIndex.from_frame(said[["user", "item"]].astype(str)) for said in (ours, theirs)]
+        return (float((~shown[0].isin(shown[1])).mean()),)
+    ours, theirs = (said.select_dtypes("number").astype(float) for said in (ours, theirs))
+    differ = ((ours - theirs).abs() / theirs.abs().clip(lower=1e-9)).mean(axis=1).clip(upper=1).mean()
+    return float(differ), float(stats.ks_2samp(ours.iloc[:, 0], theirs.iloc[:, 0]).statistic)
 
 
 def _go_on(now: _Played, rolling: Rollout) -> str:
@@ -224,7 +237,7 @@ def _go_on(now: _Played, rolling: Rollout) -> str:
     try:
         moved = advance(now.name, **_who("devops"))
     except RolloutRefused as refusal:
-        return str(refusal)
+        return "" if running(now.name) else str(refusal)  # too early a step is none
     if moved.state == "running":
         return f"version {moved.challenger} answers {moved.share:.0%}"
     now.trouble, now.tried = None, ()

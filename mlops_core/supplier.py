@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SUPPLIER_INCIDENTS', 'TREES', 'TEST_DAYS', 'PAST_DAYS', 'purchase', 'imbalance_cost', 'response', 'befall_series',
-           'known_series', 'write_series', 'served_forecaster', 'supplier_evidence', 'report_readings',
-           'supplier_production']
+           'known_series', 'write_series', 'LevelCorrected', 'served_forecaster', 'supplier_evidence',
+           'report_readings', 'supplier_production']
 
-# %% ../nbs/42_supplier.ipynb #60630eab
+# %% ../nbs/42_supplier.ipynb #7d224c70
 import re
 import tomllib
 from collections.abc import Callable
@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy.stats import norm
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.linear_model import LinearRegression
 from tqdm.auto import tqdm
 
@@ -145,9 +145,38 @@ def write_series(dataset: Dataset, series: pd.DataFrame, name: str, wider: str =
     (folder / "dataset.toml").write_text(f"{described}\n[split]\nvalidation_from = {starts[0]}\ntest_from = {starts[1]}\n", encoding="utf-8")
     return str(folder)
 
-# %% ../nbs/42_supplier.ipynb #f99bcea7
-def served_forecaster(series: pd.DataFrame, task: Task, test_from, seed: int = 0, trees: int = TREES) -> WithFallbacks:
-    "The unfitted forecaster and its chain; intervals from the errors of the `PAST_DAYS` days before `test_from`, by models trained before them."
+# %% ../nbs/42_supplier.ipynb #5e8b28b4
+class LevelCorrected(BaseEstimator):
+    "A `forecaster` whose task has a shorter window (by `days`), corrected by the mean of its errors on the last `days` days of each request."
+
+    def __init__(self, task, forecaster, days=7):
+        self.task, self.forecaster, self.days = task, forecaster, days
+
+    def fit(self, X, y):
+        self.forecaster_ = clone(self.forecaster).fit(X, y)
+        return self
+
+    def predict(self, request):
+        task, inner = self.task, self.task.window - self.days * self.task.day
+        length, request = task.window + task.horizon, request.reset_index(drop=True)
+        starts = np.arange(len(request) // length)[:, None] * length + np.arange(self.days + 1) * task.day
+        places = (starts[..., None] + np.arange(inner + task.horizon)).ravel()
+        asked = request.iloc[places].reset_index(drop=True)
+        ahead = np.arange(len(asked)) % (inner + task.horizon) >= inner
+        asked["origin"] = asked["time"].to_numpy()[np.flatnonzero(ahead)[:: task.horizon]].repeat(inner + task.horizon)
+        true = asked.loc[ahead, "value"].to_numpy(float).reshape(len(starts), self.days + 1, task.horizon)
+        said = self.forecaster_.predict(asked)["forecast"].to_numpy().reshape(true.shape)
+        apart = np.log(true / said) if task.log else true - said
+        missed = np.nanmean(apart[:, :-1], axis=(1, 2))[:, None]
+        rows = request.loc[ahead_rows(request, task), ["origin", "time"]].reset_index(drop=True)
+        corrected = said[:, -1] * np.exp(missed) if task.log else said[:, -1] + missed
+        return rows.assign(forecast=corrected.ravel(), low=np.nan, high=np.nan)
+
+# %% ../nbs/42_supplier.ipynb #f45a6981
+def served_forecaster(series: pd.DataFrame, task: Task, test_from, seed: int = 0, corrected: bool = False, trees: int = TREES) -> WithFallbacks:
+    """The unfitted forecaster and its chain, `corrected` by its last week or not.
+
+    Intervals come from the errors of the `PAST_DAYS` days before `test_from`, by models trained before them."""
     past = forecast_fold(series, task, test_from - pd.Timedelta(days=PAST_DAYS), test_from)
 
     def ranged(one):
@@ -155,7 +184,10 @@ def served_forecaster(series: pd.DataFrame, task: Task, test_from, seed: int = 0
         return WithIntervals(one, errors[["origin", "time", "forecast", "actual"]])
 
     def grown(task):
-        return ranged(FeatureForecaster(task, BoostedTrees(seed, trees), seed))
+        if not corrected:
+            return ranged(FeatureForecaster(task, BoostedTrees(seed, trees), seed))
+        shorter = replace(task, window=task.window - 7 * task.day)
+        return ranged(LevelCorrected(task, FeatureForecaster(shorter, BoostedTrees(seed, trees), seed)))
 
     without = tuple((driver, grown(without_driver(task, driver))) for driver in task.forecasted)
     return WithFallbacks(task, grown(task), without, ranged(RecentWeeks(task)))
@@ -251,7 +283,7 @@ def _buy(supplier: _Supplier, client: httpx.Client, origin: pd.Timestamp, wrong:
     return pd.DataFrame({"request_id": name, "position": range(len(steps)), "value": told["value"].to_numpy(), "known_at": end.tz_localize(None),
                          "cost": cost})  # fmt: skip
 
-# %% ../nbs/42_supplier.ipynb #d8d88048
+# %% ../nbs/42_supplier.ipynb #176fd99f
 def _made(supplier: _Supplier, series: pd.DataFrame, name: str, live: bool = False, slip: float = 0.0) -> LoadedModel:
     "Package a version that learned from `series`; with a `slip`, from its first driver times 1.8 of that plus 32 of that."
     seed, task, who = supplier.seed, supplier.task, {"actor": demonstration().author, "role": "data_scientist"}
@@ -266,7 +298,7 @@ def _made(supplier: _Supplier, series: pd.DataFrame, name: str, live: bool = Fal
     recipe = Recipe(folder, partial(consumption_fold, seed=seed), None, seed)
     fold = recipe.fold()
     test_from = fold.X_test["origin"].iloc[0]
-    recipe = replace(recipe, estimator=served_forecaster(prepare(dataset.table, dataset.roles)[0], task, test_from, seed))
+    recipe = replace(recipe, estimator=served_forecaster(prepare(dataset.table, dataset.roles)[0], task, test_from, seed, corrected=not live))
     case = replace(forecast_case(series, task, test_from, dataset.title), serving=forecast_serving())
     model = recipe.fit(fold)
     if live:
