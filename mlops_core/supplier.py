@@ -40,14 +40,14 @@ from .rehearsal import rehearsed_version
 from .risk import stress
 from .series import Task, ahead_rows, forecast_fold, prepare, requests, running_mean
 
-# %% ../nbs/42_supplier.ipynb #bdc8354a
+# %% ../nbs/42_supplier.ipynb #35565b3d
 SUPPLIER_INCIDENTS = {one.name: one for one in (
     Incident("none", "nothing goes wrong", 0.0),
     Incident("heat_wave", "each day is `size` degrees (units of the first driver) warmer, and demand answers as in the hottest of training", 10.0),
     Incident("meter_fault", "a share `size` of each day's readings, in one stretch, sticks at a value or is a tenth of it, day about", 0.25, feed=True),
     Incident("feed_down", "a share `size` of the days has no reading of a driver that is a forecast", 1.0, feed=True),
     Incident("lockdown", "demand falls by the share `size`, and stays there", 0.12),
-    Incident("bad_successor", "the next version learns from degrees times 1.8 `size` plus 32 `size`: Fahrenheit", 1.0),
+    Incident("bad_successor", "an old script makes the next version: it knows no correction of the level, and learns a share `size` of the way to Fahrenheit", 1.0),
 )}  # fmt: skip
 
 # %% ../nbs/42_supplier.ipynb #349672fa
@@ -104,8 +104,8 @@ def _faulty(values: np.ndarray, size: float, seed: int, day: pd.Timestamp) -> np
     stuck, part = day.day_of_year % 2 == 0, slice(first, first + length)
     return np.concatenate([values[:first], np.full(length, values[first - 1]) if stuck else 0.1 * values[part], values[first + length :]])
 
-# %% ../nbs/42_supplier.ipynb #ad2c97bb
-TREES, TEST_DAYS, PAST_DAYS = 150, 14, 28
+# %% ../nbs/42_supplier.ipynb #ac25e364
+TREES, TEST_DAYS, PAST_DAYS = 150, 28, 28
 
 
 def known_series(known: pd.DataFrame, name: str, task: Task, as_of, skipped: list) -> pd.DataFrame:
@@ -172,12 +172,12 @@ class LevelCorrected(BaseEstimator):
         corrected = said[:, -1] * np.exp(missed) if task.log else said[:, -1] + missed
         return rows.assign(forecast=corrected.ravel(), low=np.nan, high=np.nan)
 
-# %% ../nbs/42_supplier.ipynb #f45a6981
-def served_forecaster(series: pd.DataFrame, task: Task, test_from, seed: int = 0, corrected: bool = False, trees: int = TREES) -> WithFallbacks:
+# %% ../nbs/42_supplier.ipynb #5f5d1a82
+def served_forecaster(series: pd.DataFrame, task: Task, test_from, seed: int = 0, corrected: bool = False, past_days: int = PAST_DAYS) -> WithFallbacks:
     """The unfitted forecaster and its chain, `corrected` by its last week or not.
 
-    Intervals come from the errors of the `PAST_DAYS` days before `test_from`, by models trained before them."""
-    past = forecast_fold(series, task, test_from - pd.Timedelta(days=PAST_DAYS), test_from)
+    Intervals come from the errors of the `past_days` days before `test_from`, by models trained before them."""
+    past = forecast_fold(series, task, test_from - pd.Timedelta(days=past_days), test_from)
 
     def ranged(one):
         errors = clone(one).fit(past.X_train, past.y_train).predict(past.X_test).merge(past.y_test, on=["origin", "time"])
@@ -185,9 +185,9 @@ def served_forecaster(series: pd.DataFrame, task: Task, test_from, seed: int = 0
 
     def grown(task):
         if not corrected:
-            return ranged(FeatureForecaster(task, BoostedTrees(seed, trees), seed))
+            return ranged(FeatureForecaster(task, BoostedTrees(seed, TREES), seed))
         shorter = replace(task, window=task.window - 7 * task.day)
-        return ranged(LevelCorrected(task, FeatureForecaster(shorter, BoostedTrees(seed, trees), seed)))
+        return ranged(LevelCorrected(task, FeatureForecaster(shorter, BoostedTrees(seed, TREES), seed)))
 
     without = tuple((driver, grown(without_driver(task, driver))) for driver in task.forecasted)
     return WithFallbacks(task, grown(task), without, ranged(RecentWeeks(task)))
@@ -283,9 +283,9 @@ def _buy(supplier: _Supplier, client: httpx.Client, origin: pd.Timestamp, wrong:
     return pd.DataFrame({"request_id": name, "position": range(len(steps)), "value": told["value"].to_numpy(), "known_at": end.tz_localize(None),
                          "cost": cost})  # fmt: skip
 
-# %% ../nbs/42_supplier.ipynb #176fd99f
+# %% ../nbs/42_supplier.ipynb #92da6ee5
 def _made(supplier: _Supplier, series: pd.DataFrame, name: str, live: bool = False, slip: float = 0.0) -> LoadedModel:
-    "Package a version that learned from `series`; with a `slip`, from its first driver times 1.8 of that plus 32 of that."
+    "Package a version that learned from `series`; with a `slip`, from its first driver that share of the way to Fahrenheit, as by an old script."
     seed, task, who = supplier.seed, supplier.task, {"actor": demonstration().author, "role": "data_scientist"}
     wider = ""
     if slip and task.smooth:
@@ -298,7 +298,7 @@ def _made(supplier: _Supplier, series: pd.DataFrame, name: str, live: bool = Fal
     recipe = Recipe(folder, partial(consumption_fold, seed=seed), None, seed)
     fold = recipe.fold()
     test_from = fold.X_test["origin"].iloc[0]
-    recipe = replace(recipe, estimator=served_forecaster(prepare(dataset.table, dataset.roles)[0], task, test_from, seed, corrected=not live))
+    recipe = replace(recipe, estimator=served_forecaster(prepare(dataset.table, dataset.roles)[0], task, test_from, seed, not (live or slip), 14 if slip else PAST_DAYS))
     case = replace(forecast_case(series, task, test_from, dataset.title), serving=forecast_serving())
     model = recipe.fit(fold)
     if live:
