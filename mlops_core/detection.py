@@ -25,13 +25,14 @@ from .monitor import judge_refusals
 class Watched:
     """What a study of one case plays: the reference of the live version, the length of a `step` between rounds, how many `periods`, from which
     (`begins`) an incident is there, and `draw(seed, incident, size)`: a log as `log.joined` has it, with a column `received_at` of the outcomes,
-    `cost` of each answer, and `refused` (the column for which a row got no answer, or "")."""
+    `cost` of each answer, and `refused` (the column for which a row got no answer, or ""). `more(rows, as_of)` are checks that look elsewhere."""
     known: Reference
     step: pd.Timedelta
     periods: int
     begins: int
     start: pd.Timestamp
     draw: Callable[[int, Incident, float], pd.DataFrame] = field(repr=False)
+    more: Callable[[pd.DataFrame, pd.Timestamp], list[dict]] | None = field(repr=False, default=None)
 
 # %% ../nbs/18_detection.ipynb #edf23e7b
 def watch(watched: Watched, rows: pd.DataFrame) -> pd.DataFrame:
@@ -46,7 +47,8 @@ def watch(watched: Watched, rows: pd.DataFrame) -> pd.DataFrame:
         settled = _window(name, answered, as_of - clock.delay - span, as_of - clock.delay, as_of, clock)
         newest = rows.loc[(times >= as_of - watched.step) & (times < as_of), "refused"]
         refusals = judge_refusals(int((newest == "").sum()), newest[newest != ""].value_counts(), use_case.limits)
-        seen = look_at(watched.known, recent, settled, use_case, watched.step, refusals).verdicts
+        others = watched.more(rows, as_of) if watched.more else []
+        seen = look_at(watched.known, recent, settled, use_case, watched.step, refusals, *others).verdicts
         found.append(seen[seen["verdict"] == "breach"][["check", "why"]].assign(as_of=as_of, period=period))
     return pd.concat(found, ignore_index=True)
 

@@ -12,7 +12,8 @@ from .govern import Action, Policy, UseCase
 from .health import Look
 
 # %% ../nbs/18_diagnosis.ipynb #5d045e27
-BROKEN = ("refused", "column gone", "type changed", "all missing", "gap", "became constant", "implausible", "other unit")  # what nobody's behaviour does to a column
+# what nobody's behaviour does to a column or a meter
+BROKEN = ("refused", "column gone", "type changed", "all missing", "gap", "became constant", "implausible", "other unit")
 REALISED = ("performance", "calibration", "estimator")  # checks that outcomes have answered
 
 

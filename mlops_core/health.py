@@ -331,11 +331,11 @@ def look_at(known: Reference, recent: Window, settled: Window, use_case: UseCase
 
 
 def readings_check(known: Reference, values: pd.DataFrame, since, until) -> tuple[dict, pd.DataFrame]:
-    "The check readings of what was reported from `since` to `until` (UTC; `values` as `read_history` gives them), and the quantities that are broken."
+    "The check readings of what was reported from `since` to `until` (UTC; `values` as of `read_history`), and the quantities that are broken."
     if values.empty:
         return _judged("readings", np.nan, 0, False, False, "nothing was reported", "not watched"), NOTHING_MOVED
     found = reading_faults(known.habits, values, since, until)
-    told = "; ".join(f"{row.column}: {row.verdict}, {row.why}" for row in found.itertuples()) or f"{len(known.habits)} quantities keep to their habits"
+    told = "; ".join(f"{row.column}: {row.verdict}, {row.why}" for row in found.itertuples()) or "each quantity keeps to its habits"
     return _judged("readings", len(found), 0, len(found) > 0, True, told), found
 
 

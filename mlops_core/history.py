@@ -159,5 +159,6 @@ def reading_faults(known: dict[str, Habit], values: pd.DataFrame, since, until) 
             found.append((name, "became constant", run, f"one value {run} times in a row, {habit.run} at most in training"))
         elif strange.sum() >= 2:
             far = away[new].abs().idxmax()
-            found.append((name, "implausible", float(strange.mean()), f"{strange.sum()} of {new.sum()} readings are far from any in training, as {column[far]:.4g} at {far:%Y-%m-%d %H:%M}"))
+            said = f"{strange.sum()} of {new.sum()} readings are far from any in training, as {column[far]:.4g} at {far:%Y-%m-%d %H:%M}"
+            found.append((name, "implausible", float(strange.mean()), said))
     return pd.DataFrame(found, columns=["column", "verdict", "effect", "why"])

@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['SUPPLIER_INCIDENTS', 'TREES', 'TEST_DAYS', 'PAST_DAYS', 'purchase', 'imbalance_cost', 'response', 'befall_series',
            'known_series', 'write_series', 'LevelCorrected', 'served_forecaster', 'supplier_evidence',
-           'report_readings', 'supplier_production']
+           'report_readings', 'supplier_production', 'supplier_watched', 'staleness', 'by_age', 'plot_staleness',
+           'after_the_fall']
 
-# %% ../nbs/42_supplier.ipynb #7d224c70
+# %% ../nbs/42_supplier.ipynb #18015465
+import json
 import re
 import tomllib
 from collections.abc import Callable
@@ -22,7 +24,6 @@ import pandas as pd
 from scipy.stats import norm
 from sklearn.base import BaseEstimator, clone
 from sklearn.linear_model import LinearRegression
-from tqdm.auto import tqdm
 
 from . import evaluate
 from .core import PALETTE, generator, plain, workspace
@@ -30,7 +31,8 @@ from .data import Dataset, load_dataset, reference_split
 from .detection import Watched
 from .fallback import RecentWeeks, WithFallbacks, forecast_serving, without_driver
 from .forecast import BoostedTrees, FeatureForecaster, Naive, WithIntervals, consumption_fold, forecast_case
-from .govern import demonstration, load_use_case
+from .gates import mean_interval
+from .govern import demonstration
 from .health import readings_check, reference
 from .history import read_history
 from .loop import Incident, Production
@@ -40,11 +42,11 @@ from .rehearsal import rehearsed_version
 from .risk import stress
 from .series import Task, ahead_rows, forecast_fold, prepare, requests, running_mean
 
-# %% ../nbs/42_supplier.ipynb #35565b3d
+# %% ../nbs/42_supplier.ipynb #99a082f6
 SUPPLIER_INCIDENTS = {one.name: one for one in (
     Incident("none", "nothing goes wrong", 0.0),
-    Incident("heat_wave", "each day is `size` degrees (units of the first driver) warmer, and demand answers as in the hottest of training", 10.0),
-    Incident("meter_fault", "a share `size` of each day's readings, in one stretch, sticks at a value or is a tenth of it, day about", 0.25, feed=True),
+    Incident("heat_wave", "each day is `size` degrees (units of the first driver) warmer, and demand answers as training has it", 10.0),
+    Incident("meter_fault", "a share `size` of each day's readings, in a stretch, sticks or is a tenth, day about", 0.25, feed=True),
     Incident("feed_down", "a share `size` of the days has no reading of a driver that is a forecast", 1.0, feed=True),
     Incident("lockdown", "demand falls by the share `size`, and stays there", 0.12),
     Incident("bad_successor", "an old script makes the next version: it knows no correction of the level, and learns a share `size` of the way to Fahrenheit", 1.0),
@@ -77,8 +79,9 @@ def response(series: pd.DataFrame, task: Task) -> Callable[[np.ndarray], np.ndar
     fitted = LinearRegression().fit(bent(slow), running_mean(target.to_numpy()[None], task.day)[0])
     return lambda values: fitted.predict(bent(values))
 
-# %% ../nbs/42_supplier.ipynb #a499a33b
-def befall_series(incident: Incident, size: float, series: pd.DataFrame, task: Task, answer: Callable | None, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+# %% ../nbs/42_supplier.ipynb #85325371
+def befall_series(incident: Incident, size: float, series: pd.DataFrame, task: Task, answer: Callable | None,
+                  seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     "`series` as it becomes under an incident that is there all the time, and what is told of it; `answer` is the `response` of training."
     truth = series.copy()
     if incident.name == "lockdown":
@@ -123,7 +126,7 @@ def known_series(known: pd.DataFrame, name: str, task: Task, as_of, skipped: lis
     around = pd.concat([both.shift(week * number).stack() for number in range(-4, 5)], axis=1).median(axis=1).unstack()
     return both.fillna(around).ffill().bfill()
 
-# %% ../nbs/42_supplier.ipynb #3dad962e
+# %% ../nbs/42_supplier.ipynb #52ac0011
 def write_series(dataset: Dataset, series: pd.DataFrame, name: str, wider: str = "") -> str:
     """Write `series` as a data set in the workspace, split by its last days; returns its folder. The bounds of the column `wider` are left out.
 
@@ -134,14 +137,16 @@ def write_series(dataset: Dataset, series: pd.DataFrame, name: str, wider: str =
     described = (dataset.folder / "dataset.toml").read_text(encoding="utf-8")
     file = tomllib.loads(described)["tables"][dataset.main]
     path = folder / Path(file).name
-    flags = {column: dataset.table[column].dtype for column in series if column != "value" and pd.api.types.is_integer_dtype(dataset.table[column])}
-    table = series.round(dict.fromkeys(flags, 0)).astype(flags).rename(columns={"value": roles["value"]}).rename_axis(roles["time"]).reset_index()
+    flags = {name: dataset.table[name].dtype for name in series if name != "value" and pd.api.types.is_integer_dtype(dataset.table[name])}
+    table = series.round(dict.fromkeys(flags, 0)).astype(flags).rename(columns={"value": roles["value"]})
+    table = table.rename_axis(roles["time"]).reset_index()
     table.to_csv(path, index=False) if path.suffix == ".csv" else table.to_parquet(path, index=False)
     last = series.index[-1].normalize() + pd.Timedelta("1D")
     starts = [(last - pd.Timedelta(days=days)).strftime("%Y-%m-%d") for days in (TEST_DAYS + PAST_DAYS, TEST_DAYS)]
     described = re.sub(r"(?ms)^\[split\].*?(?=^\[|\Z)", "", described).replace(f'"{file}"', f'"{path.name}"')
     if wider:
-        described = re.sub(rf"(?ms)(^\[columns\.{dataset.main}\.{wider}\].*?)(?=^\[|\Z)", lambda part: re.sub(r"(?m)^(min|max) .*\n", "", part[0]), described)
+        section = rf"(?ms)^\[columns\.{dataset.main}\.{wider}\].*?(?=^\[|\Z)"
+        described = re.sub(section, lambda part: re.sub(r"(?m)^(min|max) .*\n", "", part[0]), described)
     (folder / "dataset.toml").write_text(f"{described}\n[split]\nvalidation_from = {starts[0]}\ntest_from = {starts[1]}\n", encoding="utf-8")
     return str(folder)
 
@@ -192,7 +197,7 @@ def served_forecaster(series: pd.DataFrame, task: Task, test_from, seed: int = 0
     without = tuple((driver, grown(without_driver(task, driver))) for driver in task.forecasted)
     return WithFallbacks(task, grown(task), without, ranged(RecentWeeks(task)))
 
-# %% ../nbs/42_supplier.ipynb #33542b93
+# %% ../nbs/42_supplier.ipynb #4783e1a4
 def supplier_evidence(case, model, fold, dataset: Dataset, task: Task, seed: int) -> dict:
     "The evidence that the gates ask of a version, computed from its test part."
     answers, about = case.answer(model, fold.X_test), dataset.columns[dataset.main]
@@ -202,9 +207,10 @@ def supplier_evidence(case, model, fold, dataset: Dataset, task: Task, seed: int
     def measured(rows):
         return case.score(rows[["origin", "time", "actual"]], rows.drop(columns="actual"))
 
-    probes = [one for one in stress_probes({name: about[name] for name in task.drivers}, fold.X_train, seed) if one.kind != "missing" and task.drivers]
-    stressed = stress(case, model, few, fold.y_test, [*probes[:4], order_probe(case, seed)], lambda said: said.set_index(["origin", "time"])["forecast"],
-                      lambda truth, said: case.score(truth, said)["mae"])  # fmt: skip
+    probes = stress_probes({name: about[name] for name in task.drivers}, fold.X_train, seed) if task.drivers else []
+    probes = [one for one in probes if one.kind != "missing"]
+    stressed = stress(case, model, few, fold.y_test, [*probes[:4], order_probe(case, seed)],
+                      lambda said: said.set_index(["origin", "time"])["forecast"], lambda truth, said: case.score(truth, said)["mae"])  # fmt: skip
     days = evaluate.forecast_error_by(judged, judged["time"].dt.day_name().rename("slice"))["mae"].rename("value").reset_index()
     moved = pd.DataFrame({"part": ["day before", "week before"], "mae": [
         case.score(fold.y_test, Naive(task, column).predict(fold.X_test))["mae"] for column in ("last_day", "last_week")]})  # fmt: skip
@@ -305,7 +311,7 @@ def _made(supplier: _Supplier, series: pd.DataFrame, name: str, live: bool = Fal
         return rehearsed_version(case, model, recipe, fold, _inputs(dataset, task), live=True, **who)
     return package_model(case, model, recipe, fold, supplier_evidence(case, model, fold, dataset, task, seed), **who)
 
-# %% ../nbs/42_supplier.ipynb #3789f050
+# %% ../nbs/42_supplier.ipynb #90a6044d
 def supplier_production(dataset: Dataset, incident: str = "none", size: float | None = None, begins: int = 14, periods: int = 56, step_days: int = 1,
                         seed: int = 0, ratio: float = 3.0, mend_periods: int = 2) -> Production:  # fmt: skip
     """Buying electricity day by day on the held-back days of `dataset` (as many as there are, at most), `step_days` to a period, with an incident of
@@ -322,5 +328,148 @@ def supplier_production(dataset: Dataset, incident: str = "none", size: float | 
         known = known_series(supplier.known, "consumption_forecast", supplier.task, start + (number + 1) * step, skipped)
         return _made(supplier, known, f"period-{number}", slip=slip)
 
-    return Production("consumption_forecast", start, step, min(periods, supplier.days // step_days), chosen, begins,
-                      lambda: _made(supplier, supplier.known, "start", live=True) and None, partial(_send, supplier), learn, mend_periods)  # fmt: skip
+    def begin():
+        _made(supplier, supplier.known, "start", live=True)
+
+    return Production("consumption_forecast", start, step, min(periods, supplier.days // step_days), chosen, begins, begin,
+                      partial(_send, supplier), learn, mend_periods)  # fmt: skip
+
+# %% ../nbs/42_supplier.ipynb #654e86a3
+class _Pool:
+    "Answers to the held-back days, whole and under incidents, with what was told."
+
+    def __init__(self, dataset: Dataset, seed: int, periods: int, begins: int):
+        self.supplier = _Supplier(dataset, SUPPLIER_INCIDENTS["none"], 0.0, seed, 1, 3.0)
+        self.model, self.periods, self.begins, self.seed = reference("consumption_forecast").loaded.model, periods, begins, seed
+        self.answered = {}
+
+    def answers(self, incident: Incident, size: float, origins: pd.DatetimeIndex) -> pd.DataFrame:
+        "What is said of each of `origins` under an incident that begins with the first of them."
+        supplier, key = self.supplier, (incident.name, size, origins[0], len(origins))
+        if key not in self.answered:
+            task, calm = supplier.task, incident.name in ("none", "bad_successor")
+            response_ = response(supplier.known, task) if task.smooth else None
+            truth, told = (supplier.series,) * 2 if calm else befall_series(incident, size, supplier.series, task, response_, self.seed)
+            before = supplier.series[supplier.series.index < origins[0]]
+            truth, told = (pd.concat([before, frame[frame.index >= origins[0]]]) for frame in (truth, told))
+            asked = self.model.predict(requests(told, task, origins))
+            at = asked["time"]
+            cost = imbalance_cost(purchase(asked), truth["value"].loc[at], supplier.usual)
+            self.answered[key] = asked.assign(value=told["value"].loc[at].to_numpy(), cost=cost), told
+        return self.answered[key]
+
+# %% ../nbs/42_supplier.ipynb #0209695c
+def _log_rows(answers: pd.DataFrame, begin: pd.Timestamp, day: int, version: int) -> pd.DataFrame:
+    "Answers to one day as the log has them, as if it had been asked for at `begin` (UTC)."
+    said = answers[["origin", "time", "forecast", "low", "high"]].assign(origin=answers["origin"].astype(str), time=answers["time"].astype(str))
+    return pd.DataFrame({
+        "request_id": f"day-{day}", "position": range(len(said)), "time": begin, "version": version, "subject": "", "input": "{}",
+        "output": [json.dumps(row) for row in said.to_dict("records")], "action": "", "violations": "[]", "fallback": answers["fallback"].to_numpy(),
+        "latency_ms": 20.0, "value": answers["value"].to_numpy(), "received_at": begin + pd.Timedelta("1D"), "cost": answers["cost"].to_numpy(),
+        "refused": "", "day": day,
+    })  # fmt: skip
+
+
+def supplier_watched(dataset: Dataset, periods: int = 28, begins: int = 14, seed: int = 0, calendar: bool = False) -> Watched:
+    """A detection study of the version that is live: `periods` days, drawn in blocks of a week from the held-back days (`calendar`: as they were).
+
+    An incident is placed on a run of real days of which the first is drawn. Raises `ArtifactError` where no version is live.
+    """
+    pool, known = _Pool(dataset, seed, periods, begins), reference("consumption_forecast")
+    supplier = pool.supplier
+    origins = pd.DatetimeIndex([supplier.first + pd.Timedelta(days=number) for number in range(supplier.days)])
+    start, weeks = supplier.moment(supplier.first).tz_localize(None), len(origins) // 7
+
+    def draw(number, incident, size):
+        random = generator(seed, f"replay {number}")
+        quiet = pool.answers(SUPPLIER_INCIDENTS["none"], 0.0, origins)[0]
+        drawn = np.arange(weeks) if calendar else random.integers(weeks, size=-(-periods // 7))
+        days = [origins[7 * week + place] for week in drawn for place in range(7)][:periods]
+        after = periods - begins
+        wrong, told = quiet, supplier.series
+        if incident.name != "none" and len(origins) > after:
+            first = 7 * int(random.integers((len(origins) - after) // 7 + 1))
+            days[begins:] = origins[first : first + after]
+            wrong, told = pool.answers(incident, size, origins[first : first + after])
+        parts = [(quiet if place < begins else wrong, day) for place, day in enumerate(days)]
+        rows = [_log_rows(said[said["origin"] == day], start + pd.Timedelta(days=place), place, known.loaded.version)
+                for place, (said, day) in enumerate(parts)]  # fmt: skip
+        table = pd.concat(rows, ignore_index=True)
+        table.attrs["told"] = [(supplier.series if place < begins else told, day) for place, (_, day) in enumerate(parts)]
+        return table
+
+    def more(rows, as_of):
+        place = (as_of - start) // pd.Timedelta("1D") - 1
+        told, day = rows.attrs["told"][int(place)]
+        until = supplier.moment(day) + pd.Timedelta("1D")
+        values = told.set_axis(told.index.tz_convert("UTC") if told.index.tz else told.index.tz_localize("UTC"))
+        return [readings_check(known, values[values.index < until], until - pd.Timedelta("1D"), until)[0]]
+
+    return Watched(known, pd.Timedelta("1D"), periods, begins, start, draw, more)
+
+# %% ../nbs/42_supplier.ipynb #f769497f
+def staleness(dataset: Dataset, moments: int = 4, seed: int = 0, ratio: float = 3.0, corrected: bool = False) -> pd.DataFrame:
+    """Imbalance of models trained at `moments` evenly spread over the held-back days, each asked for all later ones.
+
+    trained (days after the first held-back day), age (days since the training), week (of the age), cost (per cent of demand) and error (MAPE or, near
+    zero, per cent of the usual value), a row per model and day.
+    """
+    supplier = _Supplier(dataset, SUPPLIER_INCIDENTS["none"], 0.0, seed, 1, ratio)
+    series, task, found = supplier.series, supplier.task, []
+    origins = pd.DatetimeIndex([supplier.first + pd.Timedelta(days=number) for number in range(supplier.days)])
+    for trained in sorted({int(day) for day in np.linspace(0, 0.75 * len(origins), moments)}):
+        past = series[series.index < origins[0] + pd.Timedelta(days=trained)]
+        model = served_forecaster(past, task, origins[trained], seed, corrected).forecaster.fit(past.drop(columns="value"), past["value"])
+        said = model.predict(requests(series, task, origins[trained:]))
+        actual = series["value"].loc[said["time"]].to_numpy()
+        said = said.assign(cost=imbalance_cost(purchase(said, ratio), actual, supplier.usual, ratio),
+                           error=100 * np.abs(said["forecast"].to_numpy() - actual) / (actual if task.log else supplier.usual))  # fmt: skip
+        days = said.groupby("origin")[["cost", "error"]].mean().reset_index()
+        found.append(days.assign(trained=trained, age=(days["origin"] - origins[trained]) // pd.Timedelta("1D")))
+    return pd.concat(found, ignore_index=True).assign(week=lambda rows: rows["age"] // 7)
+
+
+def by_age(table: pd.DataFrame) -> pd.DataFrame:
+    """How much dearer a model is than the youngest that there was on the same day, in per cent, by `weeks` of being older: weeks, dearer, low, high, n
+    (days); 95 % intervals from weeks."""
+    youngest = table.sort_values("age").drop_duplicates("origin").set_index("origin")
+    both = table.assign(than=table["origin"].map(youngest["cost"]), newer=table["origin"].map(youngest["trained"]))
+    both = both[both["trained"] < both["newer"]].assign(weeks=lambda rows: (rows["newer"] - rows["trained"]) // 7)
+    rows = []
+    for weeks, part in both.groupby("weeks"):
+        blocks = part.groupby(part["origin"].dt.strftime("%Y-%W"))[["cost", "than"]].sum()
+        middle, low, high = mean_interval(100 * (blocks["cost"] - blocks["than"]) / blocks["than"].mean())
+        rows.append({"weeks": int(weeks), "dearer": middle, "low": low, "high": high, "n": len(part)})
+    return pd.DataFrame(rows, columns=["weeks", "dearer", "low", "high", "n"])
+
+
+def plot_staleness(table: pd.DataFrame) -> plt.Figure:
+    "How much dearer an older model is than the youngest one on the same days, by weeks of being older."
+    found = by_age(table)
+    figure, axis = plt.subplots(figsize=(7.2, 3))
+    apart = [found["dearer"] - found["low"], found["high"] - found["dearer"]]
+    axis.errorbar(found["weeks"], found["dearer"], np.where(np.isfinite(apart), apart, 0), fmt="o", color=PALETTE[0])
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set(xlabel="weeks older than the youngest model there was", ylabel="dearer, in %", title="The same days, an older model")
+    return figure
+
+# %% ../nbs/42_supplier.ipynb #7c8ff349
+def after_the_fall(dataset: Dataset, size: float = 0.12, begins: int = 14, waits: int = 7, seed: int = 0, ratio: float = 3.0) -> pd.DataFrame:
+    """Imbalance (per cent of demand) by week after a fall of demand by `size` on the held-back day `begins`: a column per remedy, where those that train
+    again do so `waits` days after the fall (before that they are what they were)."""
+    supplier = _Supplier(dataset, SUPPLIER_INCIDENTS["lockdown"], size, seed, 1, ratio)
+    task, fall = supplier.task, supplier.first + pd.Timedelta(days=begins)
+    series = supplier.series.assign(value=supplier.series["value"].where(supplier.series.index < fall, supplier.truth["value"]))
+    origins = pd.DatetimeIndex([fall + pd.Timedelta(days=number) for number in range(supplier.days - begins)])
+    found = {}
+    for corrected in (False, True):
+        said = []
+        for at, asked in ((supplier.first, origins[:waits]), (supplier.first, origins[waits:]), (fall + pd.Timedelta(days=waits), origins[waits:])):
+            past = series[series.index < at]
+            model = served_forecaster(past, task, at, seed, corrected).forecaster.fit(past.drop(columns="value"), past["value"])
+            answers = model.predict(requests(series, task, asked))
+            cost = imbalance_cost(purchase(answers, ratio), series["value"].loc[answers["time"]], supplier.usual, ratio)
+            said.append(pd.Series(cost, (answers["origin"] - fall) // pd.Timedelta("7D")).groupby(level=0).mean())
+        word = ", corrected" if corrected else ""
+        found |= {f"as it was{word}": pd.concat(said[:2]), f"trained again{word}": pd.concat([said[0], said[2]])}
+    return pd.DataFrame(found).rename_axis("week")
