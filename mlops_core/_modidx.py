@@ -1302,6 +1302,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mlops_core', 'doc_host': '
                                      'mlops_core.supplier.supplier_production': ( 'supplier.html#supplier_production',
                                                                                   'mlops_core/supplier.py'),
                                      'mlops_core.supplier.supplier_watched': ('supplier.html#supplier_watched', 'mlops_core/supplier.py'),
+                                     'mlops_core.supplier.why_not_played': ('supplier.html#why_not_played', 'mlops_core/supplier.py'),
                                      'mlops_core.supplier.write_series': ('supplier.html#write_series', 'mlops_core/supplier.py')},
             'mlops_core.sweep': { 'mlops_core.sweep._drawn': ('sweep.html#_drawn', 'mlops_core/sweep.py'),
                                   'mlops_core.sweep._panel': ('sweep.html#_panel', 'mlops_core/sweep.py'),

@@ -127,7 +127,7 @@ def _reference(name: str, version: int, manifest: str) -> Reference:
     table, costs = with_intervals(loaded, answers), getattr(loaded.score, "keywords", {}).get("costs", Costs())
     metric, sign = about["metric"], 1 if about["greater_is_better"] else -1
     rows, fitted, told = about["request_key"] == "", None, loaded.serving is not None and loaded.serving.readings is not None
-    if "origin" not in answers or answers["origin"].nunique() >= 20:  # of fewer forecasts no half can be held back to check it
+    if "origin" not in answers or answers["origin"].nunique() >= 40:  # from fewer days no half is enough to learn errors from
         fitted = fit_estimator(answers["value"], answers, costs)
     trusted = fitted is not None and check_estimator(answers["value"], answers, costs)["inside"].mean() >= 0.8
     scores = Profile.fit(answers[["probability"]]) if "probability" in answers else None

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SUPPLIER_INCIDENTS', 'TREES', 'TEST_DAYS', 'PAST_DAYS', 'purchase', 'imbalance_cost', 'response', 'befall_series',
            'known_series', 'write_series', 'LevelCorrected', 'served_forecaster', 'supplier_evidence',
-           'report_readings', 'supplier_production', 'supplier_watched', 'staleness', 'by_age', 'plot_staleness',
-           'after_the_fall']
+           'report_readings', 'why_not_played', 'supplier_production', 'supplier_watched', 'staleness', 'by_age',
+           'plot_staleness', 'after_the_fall']
 
-# %% ../nbs/42_supplier.ipynb #18015465
+# %% ../nbs/42_supplier.ipynb #c7afae23
 import json
 import re
 import tomllib
@@ -30,7 +30,7 @@ from .core import PALETTE, generator, plain, workspace
 from .data import Dataset, load_dataset, reference_split
 from .detection import Watched
 from .fallback import RecentWeeks, WithFallbacks, forecast_serving, without_driver
-from .forecast import BoostedTrees, FeatureForecaster, Naive, WithIntervals, consumption_fold, forecast_case
+from .forecast import MINIMUM_ORIGINS, BoostedTrees, FeatureForecaster, Naive, WithIntervals, consumption_fold, forecast_case
 from .gates import mean_interval
 from .govern import demonstration
 from .health import readings_check, reference
@@ -42,14 +42,14 @@ from .rehearsal import rehearsed_version
 from .risk import stress
 from .series import Task, ahead_rows, forecast_fold, prepare, requests, running_mean
 
-# %% ../nbs/42_supplier.ipynb #99a082f6
+# %% ../nbs/42_supplier.ipynb #d54a7d74
 SUPPLIER_INCIDENTS = {one.name: one for one in (
     Incident("none", "nothing goes wrong", 0.0),
     Incident("heat_wave", "each day is `size` degrees (units of the first driver) warmer, and demand answers as training has it", 10.0),
     Incident("meter_fault", "a share `size` of each day's readings, in a stretch, sticks or is a tenth, day about", 0.25, feed=True),
-    Incident("feed_down", "a share `size` of the days has no reading of a driver that is a forecast", 1.0, feed=True),
+    Incident("feed_down", "on a share `size` of the days a driver that is a forecast is not reported", 1.0, feed=True),
     Incident("lockdown", "demand falls by the share `size`, and stays there", 0.12),
-    Incident("bad_successor", "an old script makes the next version: it knows no correction of the level, and learns a share `size` of the way to Fahrenheit", 1.0),
+    Incident("bad_successor", "an old script makes the next version: no correction, and a share `size` of the way to Fahrenheit", 1.0),
 )}  # fmt: skip
 
 # %% ../nbs/42_supplier.ipynb #349672fa
@@ -177,8 +177,9 @@ class LevelCorrected(BaseEstimator):
         corrected = said[:, -1] * np.exp(missed) if task.log else said[:, -1] + missed
         return rows.assign(forecast=corrected.ravel(), low=np.nan, high=np.nan)
 
-# %% ../nbs/42_supplier.ipynb #5f5d1a82
-def served_forecaster(series: pd.DataFrame, task: Task, test_from, seed: int = 0, corrected: bool = False, past_days: int = PAST_DAYS) -> WithFallbacks:
+# %% ../nbs/42_supplier.ipynb #68c3a6e9
+def served_forecaster(series: pd.DataFrame, task: Task, test_from, seed: int = 0, corrected: bool = False,
+                      past_days: int = PAST_DAYS) -> WithFallbacks:  # fmt: skip
     """The unfitted forecaster and its chain, `corrected` by its last week or not.
 
     Intervals come from the errors of the `past_days` days before `test_from`, by models trained before them."""
@@ -289,7 +290,7 @@ def _buy(supplier: _Supplier, client: httpx.Client, origin: pd.Timestamp, wrong:
     return pd.DataFrame({"request_id": name, "position": range(len(steps)), "value": told["value"].to_numpy(), "known_at": end.tz_localize(None),
                          "cost": cost})  # fmt: skip
 
-# %% ../nbs/42_supplier.ipynb #92da6ee5
+# %% ../nbs/42_supplier.ipynb #6b03a929
 def _made(supplier: _Supplier, series: pd.DataFrame, name: str, live: bool = False, slip: float = 0.0) -> LoadedModel:
     "Package a version that learned from `series`; with a `slip`, from its first driver that share of the way to Fahrenheit, as by an old script."
     seed, task, who = supplier.seed, supplier.task, {"actor": demonstration().author, "role": "data_scientist"}
@@ -304,14 +305,25 @@ def _made(supplier: _Supplier, series: pd.DataFrame, name: str, live: bool = Fal
     recipe = Recipe(folder, partial(consumption_fold, seed=seed), None, seed)
     fold = recipe.fold()
     test_from = fold.X_test["origin"].iloc[0]
-    recipe = replace(recipe, estimator=served_forecaster(prepare(dataset.table, dataset.roles)[0], task, test_from, seed, not (live or slip), 14 if slip else PAST_DAYS))
+    series, past_days = prepare(dataset.table, dataset.roles)[0], 14 if slip else PAST_DAYS
+    recipe = replace(recipe, estimator=served_forecaster(series, task, test_from, seed, not (live or slip), past_days))
     case = replace(forecast_case(series, task, test_from, dataset.title), serving=forecast_serving())
     model = recipe.fit(fold)
     if live:
         return rehearsed_version(case, model, recipe, fold, _inputs(dataset, task), live=True, **who)
     return package_model(case, model, recipe, fold, supplier_evidence(case, model, fold, dataset, task, seed), **who)
 
-# %% ../nbs/42_supplier.ipynb #90a6044d
+# %% ../nbs/42_supplier.ipynb #38d6a201
+def why_not_played(dataset: Dataset) -> str:
+    "Why no production can be replayed on `dataset`, or \"\"."
+    train, *held = reference_split(dataset)
+    _, task = prepare(dataset.table, dataset.roles)
+    has, needs = len(train) // task.day, task.window // task.day + 1 + MINIMUM_ORIGINS + PAST_DAYS + TEST_DAYS
+    if has < needs or sum(map(len, held)) < task.day:
+        return f"the training part has {has} days, and {needs} are needed to learn from, to judge by and for intervals"
+    return ""
+
+
 def supplier_production(dataset: Dataset, incident: str = "none", size: float | None = None, begins: int = 14, periods: int = 56, step_days: int = 1,
                         seed: int = 0, ratio: float = 3.0, mend_periods: int = 2) -> Production:  # fmt: skip
     """Buying electricity day by day on the held-back days of `dataset` (as many as there are, at most), `step_days` to a period, with an incident of
@@ -407,7 +419,7 @@ def supplier_watched(dataset: Dataset, periods: int = 28, begins: int = 14, seed
 
     return Watched(known, pd.Timedelta("1D"), periods, begins, start, draw, more)
 
-# %% ../nbs/42_supplier.ipynb #f769497f
+# %% ../nbs/42_supplier.ipynb #bd671b8a
 def staleness(dataset: Dataset, moments: int = 4, seed: int = 0, ratio: float = 3.0, corrected: bool = False) -> pd.DataFrame:
     """Imbalance of models trained at `moments` evenly spread over the held-back days, each asked for all later ones.
 
@@ -430,8 +442,9 @@ def staleness(dataset: Dataset, moments: int = 4, seed: int = 0, ratio: float = 
 
 
 def by_age(table: pd.DataFrame) -> pd.DataFrame:
-    """How much dearer a model is than the youngest that there was on the same day, in per cent, by `weeks` of being older: weeks, dearer, low, high, n
-    (days); 95 % intervals from weeks."""
+    """How much dearer a model is than the youngest that there was on the same day, in per cent: weeks (of being older), dearer, low, high, n (days).
+
+    95 % intervals from weeks."""
     youngest = table.sort_values("age").drop_duplicates("origin").set_index("origin")
     both = table.assign(than=table["origin"].map(youngest["cost"]), newer=table["origin"].map(youngest["trained"]))
     both = both[both["trained"] < both["newer"]].assign(weeks=lambda rows: (rows["newer"] - rows["trained"]) // 7)
@@ -453,10 +466,11 @@ def plot_staleness(table: pd.DataFrame) -> plt.Figure:
     axis.set(xlabel="weeks older than the youngest model there was", ylabel="dearer, in %", title="The same days, an older model")
     return figure
 
-# %% ../nbs/42_supplier.ipynb #7c8ff349
+# %% ../nbs/42_supplier.ipynb #b1f57c00
 def after_the_fall(dataset: Dataset, size: float = 0.12, begins: int = 14, waits: int = 7, seed: int = 0, ratio: float = 3.0) -> pd.DataFrame:
-    """Imbalance (per cent of demand) by week after a fall of demand by `size` on the held-back day `begins`: a column per remedy, where those that train
-    again do so `waits` days after the fall (before that they are what they were)."""
+    """Imbalance (per cent of demand) by week after a fall of demand by `size` on the held-back day `begins`: a column per remedy.
+
+    Those that train again do so `waits` days after the fall; before that they are what they were."""
     supplier = _Supplier(dataset, SUPPLIER_INCIDENTS["lockdown"], size, seed, 1, ratio)
     task, fall = supplier.task, supplier.first + pd.Timedelta(days=begins)
     series = supplier.series.assign(value=supplier.series["value"].where(supplier.series.index < fall, supplier.truth["value"]))
