@@ -713,6 +713,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mlops_core', 'doc_host': '
                                     'mlops_core.history.HistoryError': ('history.html#historyerror', 'mlops_core/history.py'),
                                     'mlops_core.history.Report': ('history.html#report', 'mlops_core/history.py'),
                                     'mlops_core.history._differences': ('history.html#_differences', 'mlops_core/history.py'),
+                                    'mlops_core.history._fault': ('history.html#_fault', 'mlops_core/history.py'),
                                     'mlops_core.history._naive_utc': ('history.html#_naive_utc', 'mlops_core/history.py'),
                                     'mlops_core.history._runs': ('history.html#_runs', 'mlops_core/history.py'),
                                     'mlops_core.history._take': ('history.html#_take', 'mlops_core/history.py'),

@@ -111,12 +111,12 @@ class Habit:
     jump: float
     log: bool
 
-
+# %% ../nbs/11_history.ipynb #27f98dd5
 def _runs(values: pd.Series) -> pd.Series:
     "How often each value has been repeated by then, itself counted."
     return values.groupby((values != values.shift()).cumsum()).cumcount() + 1
 
-
+# %% ../nbs/11_history.ipynb #c6969abc
 def _differences(values: pd.Series, step: pd.Timedelta, log: bool) -> tuple[pd.Series, pd.Series]:
     "How far each value lies from the median of its step in four weeks before, and from the value before it."
     values, week = np.log(values.clip(lower=1e-9)) if log else values, pd.Timedelta("7D") // step
@@ -134,6 +134,26 @@ def habits(series: pd.DataFrame) -> dict[str, Habit]:
         found[name] = Habit(step, run, float(np.fmin(away.min(), 0)), float(np.fmax(away.max(), 0)), float(moved.abs().max()), log)
     return found
 
+# %% ../nbs/11_history.ipynb #58aa60d5
+def _fault(habit: Habit, values: pd.DataFrame, name: str, since: pd.Timestamp, until: pd.Timestamp) -> tuple:
+    "The gravest fault of one quantity as verdict, effect and why; nothing where it is well."
+    grid = pd.date_range(until - pd.Timedelta("35D"), until - habit.step, freq=habit.step)
+    column, new = values.reindex(index=grid, columns=[name])[name].astype(float), grid >= since
+    empty = column[new].isna().groupby(grid[new].floor("D")).mean().max()
+    if empty > 0.1:
+        said = f"{column[new].isna().sum()} of {new.sum()} readings did not come"
+        return "all missing" if empty == 1 else "gap", empty, said
+    run = int(_runs(column)[new & column.notna()].max()) if column[new].notna().any() else 0
+    if habit.run and run > max(2 * habit.run, 6):
+        return "became constant", run, f"one value {run} times in a row, {habit.run} at most in training"
+    away, moved = _differences(column, habit.step, habit.log)
+    strange = ((away < 1.5 * habit.low) | (away > 1.5 * habit.high) | (moved.abs() > 2 * habit.jump))[new]
+    if not habit.run or strange.sum() < 2:
+        return ()
+    far = away[new].abs().idxmax()
+    said = f"{strange.sum()} of {new.sum()} are far from any in training, as {column[far]:.4g} at {far:%Y-%m-%d %H:%M}"
+    return "implausible", float(strange.mean()), said
+
 # %% ../nbs/11_history.ipynb #e2869c0d
 def reading_faults(known: dict[str, Habit], values: pd.DataFrame, since, until) -> pd.DataFrame:
     """What is wrong with the readings `values` (as `read_history` gives them, five weeks of them) from `since` to before `until` (UTC): column,
@@ -143,22 +163,6 @@ def reading_faults(known: dict[str, Habit], values: pd.DataFrame, since, until) 
     was (6 times at least); implausible: at two steps or more a value is half as far again from the weeks before as any was, or
     moved twice as far as any did.
     """
-    since, until, found = (*(pd.Timestamp(time).tz_localize("UTC") for time in _naive_utc([since, until])), [])
-    for name, habit in known.items():
-        grid = pd.date_range(until - pd.Timedelta("35D"), until - habit.step, freq=habit.step)
-        column = values.reindex(index=grid, columns=[name])[name].astype(float)
-        new = grid >= since
-        empty = column[new].isna().groupby(grid[new].floor("D")).mean()
-        away, moved = _differences(column, habit.step, habit.log)
-        strange = ((away < 1.5 * habit.low) | (away > 1.5 * habit.high) | (moved.abs() > 2 * habit.jump))[new] if habit.run else pd.Series(dtype=bool)
-        run, most = int(_runs(column)[new & column.notna()].max()) if column[new].notna().any() else 0, max(2 * habit.run, 6)
-        if empty.max() > 0.1:
-            verdict = "all missing" if empty.max() == 1 else "gap"
-            found.append((name, verdict, empty.max(), f"{column[new].isna().sum()} of {new.sum()} readings did not come"))
-        elif habit.run and run > most:
-            found.append((name, "became constant", run, f"one value {run} times in a row, {habit.run} at most in training"))
-        elif strange.sum() >= 2:
-            far = away[new].abs().idxmax()
-            said = f"{strange.sum()} of {new.sum()} readings are far from any in training, as {column[far]:.4g} at {far:%Y-%m-%d %H:%M}"
-            found.append((name, "implausible", float(strange.mean()), said))
-    return pd.DataFrame(found, columns=["column", "verdict", "effect", "why"])
+    since, until = (pd.Timestamp(time).tz_localize("UTC") for time in _naive_utc([since, until]))
+    found = [(name, *_fault(habit, values, name, since, until)) for name, habit in known.items()]
+    return pd.DataFrame([row for row in found if len(row) > 1], columns=["column", "verdict", "effect", "why"])

@@ -52,14 +52,14 @@ SUPPLIER_INCIDENTS = {one.name: one for one in (
     Incident("bad_successor", "an old script makes the next version: no correction, and a share `size` of the way to Fahrenheit", 1.0),
 )}  # fmt: skip
 
-# %% ../nbs/42_supplier.ipynb #349672fa
+# %% ../nbs/42_supplier.ipynb #4370cab1
 def purchase(answers: pd.DataFrame, ratio: float = 3.0) -> pd.Series:
     "What to buy at each step, by forecast and 80 % interval (low, high), where a missing unit costs `ratio` times a surplus unit."
     place = norm.ppf(ratio / (1 + ratio)) / norm.ppf(0.9)
     end = answers["high"] if place > 0 else answers["low"]
     return answers["forecast"] + abs(place) * (end.fillna(answers["forecast"]) - answers["forecast"])
 
-
+# %% ../nbs/42_supplier.ipynb #bfb11881
 def imbalance_cost(bought, actual, usual: float, ratio: float = 3.0) -> np.ndarray:
     "What each step costs, in surplus units as per cent of the `usual` value of a step: `ratio` for a missing unit, 1 for one too many."
     over = np.asarray(bought, dtype=float) - np.asarray(actual, dtype=float)
@@ -79,7 +79,7 @@ def response(series: pd.DataFrame, task: Task) -> Callable[[np.ndarray], np.ndar
     fitted = LinearRegression().fit(bent(slow), running_mean(target.to_numpy()[None], task.day)[0])
     return lambda values: fitted.predict(bent(values))
 
-# %% ../nbs/42_supplier.ipynb #85325371
+# %% ../nbs/42_supplier.ipynb #d777d544
 def befall_series(incident: Incident, size: float, series: pd.DataFrame, task: Task, answer: Callable | None,
                   seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     "`series` as it becomes under an incident that is there all the time, and what is told of it; `answer` is the `response` of training."
@@ -100,17 +100,17 @@ def befall_series(incident: Incident, size: float, series: pd.DataFrame, task: T
         told["value"] = np.concatenate([_faulty(told.loc[days == day, "value"].to_numpy(), size, seed, day) for day in days.unique()])
     return truth, told
 
-
+# %% ../nbs/42_supplier.ipynb #6402ec1b
 def _faulty(values: np.ndarray, size: float, seed: int, day: pd.Timestamp) -> np.ndarray:
     length = round(size * len(values))
     first = int(generator(seed, f"meter {day}").integers(max(len(values) - length, 0) + 1))
     stuck, part = day.day_of_year % 2 == 0, slice(first, first + length)
     return np.concatenate([values[:first], np.full(length, values[first - 1]) if stuck else 0.1 * values[part], values[first + length :]])
 
-# %% ../nbs/42_supplier.ipynb #ac25e364
+# %% ../nbs/42_supplier.ipynb #7a25dee3
 TREES, TEST_DAYS, PAST_DAYS = 150, 28, 28
 
-
+# %% ../nbs/42_supplier.ipynb #9b93d8b0
 def known_series(known: pd.DataFrame, name: str, task: Task, as_of, skipped: list) -> pd.DataFrame:
     "The series `known` before production, and what was told under `name` until `as_of` (UTC), without the `skipped` spans of time (UTC)."
     zone, step = known.index.tz, pd.Timedelta("1D") / task.day
@@ -198,7 +198,7 @@ def served_forecaster(series: pd.DataFrame, task: Task, test_from, seed: int = 0
     without = tuple((driver, grown(without_driver(task, driver))) for driver in task.forecasted)
     return WithFallbacks(task, grown(task), without, ranged(RecentWeeks(task)))
 
-# %% ../nbs/42_supplier.ipynb #4783e1a4
+# %% ../nbs/42_supplier.ipynb #2eb553f6
 def supplier_evidence(case, model, fold, dataset: Dataset, task: Task, seed: int) -> dict:
     "The evidence that the gates ask of a version, computed from its test part."
     answers, about = case.answer(model, fold.X_test), dataset.columns[dataset.main]
@@ -221,7 +221,7 @@ def supplier_evidence(case, model, fold, dataset: Dataset, task: Task, seed: int
         "slices": days.assign(metric="mae", n=len(judged) // 7),
     }  # fmt: skip
 
-
+# %% ../nbs/42_supplier.ipynb #f6378817
 def _inputs(dataset: Dataset, task: Task) -> dict:
     roles = dataset.roles
     sources = {"origin": roles["time"], "time": roles["time"], "value": roles["value"]} | {name: name for name in task.drivers}
@@ -252,7 +252,7 @@ class _Supplier:
         "The rows of `frame` of the day from `origin` on."
         return frame[(frame.index >= origin) & (frame.index < origin + pd.Timedelta("1D"))]
 
-# %% ../nbs/42_supplier.ipynb #b25afca2
+# %% ../nbs/42_supplier.ipynb #097002f9
 def report_readings(client: httpx.Client, frame: pd.DataFrame) -> None:
     "Report the numbers of `frame` (index: time) to the API; what is missing is not reported. Raises `httpx.HTTPStatusError` if they are refused."
     rows = frame.dropna(how="all").rename_axis("time").reset_index().to_dict("records")
@@ -260,7 +260,7 @@ def report_readings(client: httpx.Client, frame: pd.DataFrame) -> None:
     for place in range(0, len(told), 5000):
         client.post("/v1/readings", json={"readings": told[place : place + 5000]}).raise_for_status()
 
-
+# %% ../nbs/42_supplier.ipynb #4bd7467f
 def _send(supplier: _Supplier, client: httpx.Client, number: int, wrong: bool, clock) -> pd.DataFrame:
     origins = [supplier.first + pd.Timedelta(days=number * supplier.step_days + day) for day in range(supplier.step_days)]
     if number == 0:
@@ -274,7 +274,7 @@ def _send(supplier: _Supplier, client: httpx.Client, number: int, wrong: bool, c
         supplier.broken_since = None
     return pd.concat([_buy(supplier, client, origin, wrong, clock) for origin in origins], ignore_index=True)
 
-
+# %% ../nbs/42_supplier.ipynb #d621110c
 def _buy(supplier: _Supplier, client: httpx.Client, origin: pd.Timestamp, wrong: bool, clock) -> pd.DataFrame:
     truth, told = (supplier.day(frame if wrong else supplier.series, origin) for frame in (supplier.truth, supplier.told))
     name, end = f"day-{origin:%Y-%m-%d}", supplier.moment(origin) + pd.Timedelta("1D")
@@ -313,7 +313,7 @@ def _made(supplier: _Supplier, series: pd.DataFrame, name: str, live: bool = Fal
         return rehearsed_version(case, model, recipe, fold, _inputs(dataset, task), live=True, **who)
     return package_model(case, model, recipe, fold, supplier_evidence(case, model, fold, dataset, task, seed), **who)
 
-# %% ../nbs/42_supplier.ipynb #38d6a201
+# %% ../nbs/42_supplier.ipynb #3eca75d8
 def why_not_played(dataset: Dataset) -> str:
     "Why no production can be replayed on `dataset`, or \"\"."
     train, *held = reference_split(dataset)
@@ -323,7 +323,7 @@ def why_not_played(dataset: Dataset) -> str:
         return f"the training part has {has} days, and {needs} are needed to learn from, to judge by and for intervals"
     return ""
 
-
+# %% ../nbs/42_supplier.ipynb #90a6044d
 def supplier_production(dataset: Dataset, incident: str = "none", size: float | None = None, begins: int = 14, periods: int = 56, step_days: int = 1,
                         seed: int = 0, ratio: float = 3.0, mend_periods: int = 2) -> Production:  # fmt: skip
     """Buying electricity day by day on the held-back days of `dataset` (as many as there are, at most), `step_days` to a period, with an incident of
@@ -370,7 +370,7 @@ class _Pool:
             self.answered[key] = asked.assign(value=told["value"].loc[at].to_numpy(), cost=cost), told
         return self.answered[key]
 
-# %% ../nbs/42_supplier.ipynb #0209695c
+# %% ../nbs/42_supplier.ipynb #827481b0
 def _log_rows(answers: pd.DataFrame, begin: pd.Timestamp, day: int, version: int) -> pd.DataFrame:
     "Answers to one day as the log has them, as if it had been asked for at `begin` (UTC)."
     said = answers[["origin", "time", "forecast", "low", "high"]].assign(origin=answers["origin"].astype(str), time=answers["time"].astype(str))
@@ -381,7 +381,7 @@ def _log_rows(answers: pd.DataFrame, begin: pd.Timestamp, day: int, version: int
         "refused": "", "day": day,
     })  # fmt: skip
 
-
+# %% ../nbs/42_supplier.ipynb #b1eb8218
 def supplier_watched(dataset: Dataset, periods: int = 28, begins: int = 14, seed: int = 0, calendar: bool = False) -> Watched:
     """A detection study of the version that is live: `periods` days, drawn in blocks of a week from the held-back days (`calendar`: as they were).
 
@@ -419,7 +419,7 @@ def supplier_watched(dataset: Dataset, periods: int = 28, begins: int = 14, seed
 
     return Watched(known, pd.Timedelta("1D"), periods, begins, start, draw, more)
 
-# %% ../nbs/42_supplier.ipynb #bd671b8a
+# %% ../nbs/42_supplier.ipynb #746028cb
 def staleness(dataset: Dataset, moments: int = 4, seed: int = 0, ratio: float = 3.0, corrected: bool = False) -> pd.DataFrame:
     """Imbalance of models trained at `moments` evenly spread over the held-back days, each asked for all later ones.
 
@@ -440,7 +440,7 @@ def staleness(dataset: Dataset, moments: int = 4, seed: int = 0, ratio: float = 
         found.append(days.assign(trained=trained, age=(days["origin"] - origins[trained]) // pd.Timedelta("1D")))
     return pd.concat(found, ignore_index=True).assign(week=lambda rows: rows["age"] // 7)
 
-
+# %% ../nbs/42_supplier.ipynb #f8a0b425
 def by_age(table: pd.DataFrame) -> pd.DataFrame:
     """How much dearer a model is than the youngest that there was on the same day, in per cent: weeks (of being older), dearer, low, high, n (days).
 
@@ -455,7 +455,7 @@ def by_age(table: pd.DataFrame) -> pd.DataFrame:
         rows.append({"weeks": int(weeks), "dearer": middle, "low": low, "high": high, "n": len(part)})
     return pd.DataFrame(rows, columns=["weeks", "dearer", "low", "high", "n"])
 
-
+# %% ../nbs/42_supplier.ipynb #0db6b5dd
 def plot_staleness(table: pd.DataFrame) -> plt.Figure:
     "How much dearer an older model is than the youngest one on the same days, by weeks of being older."
     found = by_age(table)
