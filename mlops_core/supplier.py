@@ -42,14 +42,14 @@ from .rehearsal import rehearsed_version
 from .risk import stress
 from .series import Task, ahead_rows, forecast_fold, prepare, requests, running_mean
 
-# %% ../nbs/42_supplier.ipynb #d54a7d74
+# %% ../nbs/42_supplier.ipynb #849967e4
 SUPPLIER_INCIDENTS = {one.name: one for one in (
     Incident("none", "nothing goes wrong", 0.0),
     Incident("heat_wave", "each day is `size` degrees (units of the first driver) warmer, and demand answers as training has it", 10.0),
     Incident("meter_fault", "a share `size` of each day's readings, in a stretch, sticks or is a tenth, day about", 0.25, feed=True),
     Incident("feed_down", "on a share `size` of the days a driver that is a forecast is not reported", 1.0, feed=True),
     Incident("lockdown", "demand falls by the share `size`, and stays there", 0.12),
-    Incident("bad_successor", "an old script makes the next version: no correction, and a share `size` of the way to Fahrenheit", 1.0),
+    Incident("bad_successor", "an old script makes the next version, and converts Celsius from Fahrenheit, a share `size` of the way", 1.0),
 )}  # fmt: skip
 
 # %% ../nbs/42_supplier.ipynb #4370cab1
@@ -290,14 +290,14 @@ def _buy(supplier: _Supplier, client: httpx.Client, origin: pd.Timestamp, wrong:
     return pd.DataFrame({"request_id": name, "position": range(len(steps)), "value": told["value"].to_numpy(), "known_at": end.tz_localize(None),
                          "cost": cost})  # fmt: skip
 
-# %% ../nbs/42_supplier.ipynb #6b03a929
+# %% ../nbs/42_supplier.ipynb #4be65339
 def _made(supplier: _Supplier, series: pd.DataFrame, name: str, live: bool = False, slip: float = 0.0) -> LoadedModel:
-    "Package a version that learned from `series`; with a `slip`, from its first driver that share of the way to Fahrenheit, as by an old script."
+    "Package a version that learned from `series`; with a `slip`, as by an old script: uncorrected, its first driver converted."
     seed, task, who = supplier.seed, supplier.task, {"actor": demonstration().author, "role": "data_scientist"}
     wider = ""
     if slip and task.smooth:
         wider = task.smooth[0]
-        series = series.assign(**{wider: (1 + 0.8 * slip) * series[wider] + 32 * slip})
+        series = series.assign(**{wider: (1 - slip) * series[wider] + slip * (series[wider] - 32) / 1.8})
     elif slip:
         series = series.assign(value=series["value"].to_numpy()[::-1])
     folder = write_series(supplier.dataset, series, name, wider)
