@@ -40,6 +40,7 @@ bench: .venv/dev
 # proofs that take long; each prints what it found, and fails if that is not what is promised
 study: .venv/dev
 	$(LIMIT) $(BIN)/python tests/study_fuzz.py
+	$(LIMIT) $(BIN)/python tests/study_watching.py
 	$(LIMIT) $(BIN)/python tests/study_drift.py
 	$(LIMIT) $(BIN)/python tests/study_image.py
 

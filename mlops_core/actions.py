@@ -271,6 +271,8 @@ def _catch_up(options: argparse.Namespace) -> int:
 # %% ../nbs/49_actions.ipynb #a0a64763
 PLAYS = {  # module, what makes the production, data set, the usual incident, and how many periods are enough to catch up
     "credit_risk": ("lender", "credit_production", "credit_default", "unit_error", 16),
+    "recommendation": ("grocer", "grocer_production", "grocery", "lost_tracking", 12),
+    "consumption_forecast": ("supplier", "supplier_production", "electricity", "meter_fault", 21),
 }
 STAGES = {"monitor": "a calm time", "iterate": "a time with an incident that nobody acts on"}  # sections that need production, and what is played
 
