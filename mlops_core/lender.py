@@ -21,7 +21,16 @@ import pandas as pd
 from . import audit, evaluate, explain
 from .attack import membership_auc, row_log_loss
 from .core import generator, plain, workspace
-from .credit import BoostedTrees, LinearModel, contract_signs, credit_action, credit_case, credit_features, credit_outcome
+from mlops_core.credit import (
+    BoostedTrees,
+    LinearModel,
+    contract_signs,
+    credit_action,
+    credit_case,
+    credit_features,
+    credit_outcome,
+    require_both_outcomes,
+)
 from .data import Dataset, Fold, load_dataset, reference_split
 from .experiment import classification_fold
 from .govern import demonstration, load_use_case
@@ -330,6 +339,9 @@ def _ways_to_learn(model: BoostedTrees, X: pd.DataFrame, y: pd.Series, costs: ev
     "By way: rows, outcomes, weights, and what the way cost per 1,000 applicants beside its learning."
     risk = model.predict_proba(X)[:, 1]
     approved, y = risk < costs.cut_off, y.astype(int)
+    if approved.all():
+        raise ValueError(f"nobody of {len(X)} would be refused, so there is nothing to learn of the refused; give more rows or another cost")
+    require_both_outcomes(y[approved], 10, "learning from the approved")
     like = LinearModel().fit(X, pd.Series(approved.astype(int), X.index)).predict_proba(X)[:, 1]
     tried = ~approved & (random.random(len(X)) < share)
     refused, lucky = X[~approved], approved | tried

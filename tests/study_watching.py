@@ -25,10 +25,11 @@ KEPT = Path(__file__).with_suffix(".csv")
 SEED, QUIET, EACH = 0, 60, 30
 SIZES = {
     "credit_risk": (CREDIT_INCIDENTS, {
-        "covariate_shift": (0.05, 0.1, 0.2, 0.4), "concept_shift": (0.1, 0.2, 0.4), "unit_error": (0.5, 0.1, 0.001), "missing_column": (0.1, 0.3, 1.0),
-        "new_level": (0.1, 0.3, 1.0)}),
+        "covariate_shift": (0.05, 0.1, 0.2, 0.4), "concept_shift": (0.1, 0.2, 0.4), "unit_error": (0.5, 0.1, 0.001),
+        "missing_column": (0.1, 0.3, 1.0), "new_level": (0.1, 0.3, 1.0)}),
     "recommendation": (GROCER_INCIDENTS, {
-        "popularity_shock": (0.1, 0.2, 0.4), "catalogue_change": (0.05, 0.1, 0.2, 0.3), "lost_tracking": (0.25, 0.5), "stale_lists": (0.25, 0.5, 1.0)}),
+        "popularity_shock": (0.1, 0.2, 0.4), "catalogue_change": (0.05, 0.1, 0.2, 0.3), "lost_tracking": (0.25, 0.5),
+        "stale_lists": (0.25, 0.5, 1.0)}),
     "consumption_forecast": (SUPPLIER_INCIDENTS, {
         "heat_wave": (3.0, 6.0, 10.0), "meter_fault": (0.05, 0.1, 0.25), "feed_down": (0.25, 0.5, 1.0), "lockdown": (0.04, 0.08, 0.12)}),
 }  # fmt: skip
@@ -75,7 +76,7 @@ def missed(table):
         if row.incident == "none" and row.seen > 0.05:
             yield f"{row.case}: an alarm in {row.seen:.1%} of the quiet periods, mostly {row.by}; the goal is 5 %"
         elif row.incident != "none" and row.dearer >= 0.05 and row.seen < 0.9:
-            yield f"{row.case}: {row.incident} of {row.size:g} costs {row.dearer:.0%} more and is seen in {row.seen:.0%} of the replays; the goal is 90 %"
+            yield f"{row.case}: {row.incident} of {row.size:g} costs {row.dearer:.0%} more and is seen in {row.seen:.0%} of the replays, not in 90 %"
         elif row.incident != "none" and row.dearer < 0.05:
             yield f"{row.case}: {row.incident} costs {row.dearer:.1%} more at the largest size that was tried; seen in {row.seen:.0%}"
 

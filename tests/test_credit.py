@@ -26,7 +26,7 @@ def bank():
 
 
 def run(tmp_path, **parameters):
-    parameters = {"workspace": str(tmp_path / "workspace"), "sign_offs": "none"} | parameters
+    parameters = {"workspace": str(tmp_path / "workspace"), "sign_offs": "none", "weeks": 0} | parameters
     papermill.execute_notebook(CASE, tmp_path / "out.ipynb", parameters=parameters, kernel_name="python3", progress_bar=False)
     return core.read_records(nbformat.read(tmp_path / "out.ipynb", as_version=4))
 
@@ -118,7 +118,7 @@ def own_table(tmp_path):
 
 
 def test_case_on_a_table_of_ones_own(own_table, tmp_path):
-    found = run(tmp_path, dataset=str(own_table), folds=3, bad_cost=3.0)
+    found = run(tmp_path, dataset=str(own_table), folds=3, bad_cost=3.0, weeks=6)
     assert found["data"]["rows"] == 2500 and found["results"]["roc_auc"] > 0.65
     assert {row["candidate"] for row in found["candidates"]} == {"base_rate", "logistic", "scorecard", "gam", "xgboost_monotone", "xgboost"}
     assert all(card["limit"] is None for card in found["headline"]), "reference limits belong to our own data only"

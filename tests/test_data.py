@@ -440,6 +440,10 @@ def test_split_settings_of_the_folder_are_followed(tmp_path):
     assert [len(part) for part in parts] == [31, 29, 40]
     parts = reference_split(load_quietly(write_folder(tmp_path / "sizes", MEMBERS, QUIT, "[split]\nsizes = [0.5, 0.25, 0.25]")))
     assert [len(part) for part in parts] == [50, 25, 25]
+    parts = reference_split(load_quietly(write_folder(tmp_path / "last", MEMBERS, QUIT, "[split]\nlast = [5, 30]")))
+    assert [part.index.tolist() for part in parts] == [list(range(65)), list(range(65, 70)), list(range(70, 100))], "in the order of the table"
+    with pytest.raises(DatasetError, match="leaves a part"):
+        reference_split(load_quietly(write_folder(tmp_path / "all", MEMBERS, QUIT, "[split]\nlast = [50, 50]")))
     with pytest.raises(DatasetError, match="leaves a part"):
         reference_split(load_quietly(write_folder(tmp_path / "no", MEMBERS, QUIT, "[split]\nkey_modulo = 5\ntest = [7]\nvalidation = [1]")))
 

@@ -270,7 +270,7 @@ QUICK = {"sample": 7, "epochs": 3, "train_days": 90}
 
 
 def run(tmp_path, **parameters):
-    parameters = {"workspace": str(tmp_path / "workspace"), "sign_offs": "none"} | parameters
+    parameters = {"workspace": str(tmp_path / "workspace"), "sign_offs": "none", "days": 0} | parameters
     papermill.execute_notebook(CASE, tmp_path / "out.ipynb", parameters=parameters, kernel_name="python3", progress_bar=False)
     return core.read_records(nbformat.read(tmp_path / "out.ipynb", as_version=4))
 

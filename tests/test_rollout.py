@@ -158,6 +158,40 @@ def test_a_rollout_that_cannot_be_is_refused(two):
         rollout.start("credit_risk", 2, **WHO)
 
 
+def test_a_version_that_is_meant_to_differ_needs_somebody_who_may_say_so(two):
+    for who, differs, because in (("devops", 0.3, WHY), ("model_risk_manager", 0.3, "short"), ("model_risk_manager", 1.5, WHY)):
+        with pytest.raises(rollout.RolloutError, match="a rationale of 20 characters or more, and one of model_risk_manager"):
+            rollout.start("credit_risk", 2, differs=differs, because=because, actor="ben" if "risk" in who else "cho", role=who)
+    assert traffic.running("credit_risk") is None
+    running = rollout.start("credit_risk", 2, differs=0.9, because=WHY, actor="ben", role="model_risk_manager")
+    logged(running, changed=lambda p: 1 - p)
+    verdicts = rollout.judge(running).set_index("check")
+    assert verdicts.loc["disagreement", "limit"] == verdicts.loc["shift", "limit"] == 0.9 and verdicts.loc["disagreement", "value"] > 0.1
+    said = audit.entries(event="challenger", subject="credit_risk/2")["payload"].iloc[-1]
+    assert said["differs"] == 0.9 and said["because"] == WHY
+
+
+def test_what_is_paired_is_found_also_where_the_shadow_comes_in_one_piece_afterwards(two):
+    running = rollout.start("credit_risk", 2, **WHO)
+    answers = package.load_model("credit_risk", 1).answer(TEST.iloc[:300])["probability"]
+    with log.PredictionLog() as writer:
+        for version, role in ((1, "champion"), (2, "shadow")):
+            rows = [log.Prediction("credit_risk", "one", version, role, position=number, output=json.dumps({"probability": p}), action="refuse")
+                    for number, p in enumerate(answers)]  # fmt: skip
+            writer.write(rows)
+    assert len(rollout.paired(running, most=250)[0]) == 250
+
+
+def test_the_way_back_may_lead_to_any_version_that_was_live(two):
+    for number in (2, 3):
+        version = two if number == 2 else approve(make_version(2))
+        audit.append("champion", version.subject, {"manifest": version.manifest}, **WHO)
+    with pytest.raises(rollout.RolloutError, match="credit_risk/9 was not live before; there are: credit_risk/1, credit_risk/2"):
+        rollout.rollback("credit_risk", WHY, 9, **WHO)
+    assert rollout.rollback("credit_risk", WHY, 1, **WHO) == 1 and audit.live("credit_risk") == "1"
+    assert rollout.rollback("credit_risk", WHY, **WHO) == 3, "without a number the last one before"
+
+
 def test_without_a_champion_there_is_nothing_to_replace(tmp_path, monkeypatch):
     monkeypatch.setenv("MLOPS_WORKSPACE", str(tmp_path))
     version = approve(make_version(0))
