@@ -204,7 +204,7 @@ def test_impossible_requests_are_refused(bought):
 
 
 def run(tmp_path, **parameters):
-    parameters = {"workspace": str(tmp_path / "workspace"), "sign_offs": "none"} | parameters
+    parameters = {"workspace": str(tmp_path / "workspace"), "sign_offs": "none", "weeks": 4} | parameters
     papermill.execute_notebook(CASE, tmp_path / "out.ipynb", parameters=parameters, kernel_name="python3", progress_bar=False)
     return core.read_records(nbformat.read(tmp_path / "out.ipynb", as_version=4))
 
