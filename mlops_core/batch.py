@@ -19,12 +19,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import dask
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from distributed import Client, as_completed, wait
-from distributed.scheduler import KilledWorker
 from filelock import FileLock, Timeout
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
@@ -196,8 +193,10 @@ def _score_there(subject: str, manifest: str, batch: pa.RecordBatch, number: int
 # %% ../nbs/14_batch.ipynb #d4500007
 def _score_on(scheduler: str, live: Live, source: pq.ParquetFile, pieces: Path, size: int, band) -> None:
     "What `_score_pieces` does, by the workers of the Dask cluster at `scheduler`."
+    from dask import config, distributed  # here, for it takes most of a second and only a cluster needs it
+
     large = {"distributed.admin.large-graph-warning-threshold": "1GB"}  # a piece goes out with its task, so that it can go out again
-    with dask.config.set(large), Client(scheduler) as client, _progress(source) as bar:
+    with config.set(large), distributed.Client(scheduler) as client, _progress(source) as bar:
         client.wait_for_workers(1, timeout=60)
         out, most = set(), 2 * sum(client.nthreads().values())
         try:
@@ -208,11 +207,11 @@ def _score_on(scheduler: str, live: Live, source: pq.ParquetFile, pieces: Path, 
                 words = (live.loaded.subject, live.loaded.manifest, batch, number, size, pieces, band)
                 out.add(client.submit(_score_there, *words, pure=False))
                 if len(out) >= most:
-                    back, out = wait(out, return_when="FIRST_COMPLETED")
+                    back, out = distributed.wait(out, return_when="FIRST_COMPLETED")
                     bar.update(sum(piece.result() for piece in back))
-            for piece in as_completed(out):
+            for piece in distributed.as_completed(out):
                 bar.update(piece.result())
-        except (KilledWorker, CancelledError) as error:
+        except (distributed.KilledWorker, CancelledError) as error:
             said = f"the cluster at {scheduler} gave a piece up: {first_line(error)}; what is done is kept"
             raise BatchError(f"{said}: look at its workers and run the same again") from error
 

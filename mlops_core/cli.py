@@ -202,6 +202,7 @@ ACTIONS = {
     "erase": "erase a person's answers and outcomes", "release": "bring a version to production",
     "rollout": "replace the live version step by step, and go back",
     "sweep": "run a case at each point of a grid", "catch-up": "build what a section of a case needs", "reset": "empty the workspace",
+    "replay": "play production with an incident",
     "monitor": "look at the live version once; exit code 4 while an alert is open", "fleet": "write the page of all models",
 }  # fmt: skip
 

@@ -188,7 +188,7 @@ SCHEMA = {  # part of dataset.toml: key: its type, or the values that it takes
                "nullable": bool, "unit": str, "available": ("known_ahead", "at_decision", "forecasted", "after_outcome"), "refresh": str,
                "monotone": (-1, 0, 1), "actionable": bool, "description": str},
     "split": {"key_modulo": int, "test": list, "validation": list, "validation_from": date, "test_from": date, "sizes": list,
-              "label_delay": str},
+              "last": list, "label_delay": str},
 }  # fmt: skip
 
 # %% ../nbs/03_contract.ipynb #41616d4a
@@ -239,10 +239,12 @@ def role_columns(roles: dict) -> list[tuple[str, str, str]]:
 def _check_settings(split: dict, roles: dict) -> None:
     "Raises `DatasetError` for a [split] or a frequency that says nothing."
     given = check_part(split, "split", "[split]").keys() - {"label_delay"}
-    needs = {("key_modulo", "test", "validation"): {"key"}, ("validation_from", "test_from"): {"time"}, ("sizes",): set(), (): set()}
-    if not any(set(keys) == given and role <= roles.keys() for keys, role in needs.items()) or len(split.get("sizes", "abc")) != 3:
+    needs = {("key_modulo", "test", "validation"): {"key"}, ("validation_from", "test_from"): {"time"}, ("sizes",): set(), ("last",): set(),
+             (): set()}  # fmt: skip
+    lengths = len(split.get("sizes", "abc")) == 3 and [type(rows) for rows in split.get("last", [1, 1])] == [int, int]
+    if not any(set(keys) == given and role <= roles.keys() for keys, role in needs.items()) or not lengths:
         raise DatasetError(f"[split] with {', '.join(sorted(given))} says nothing; give key_modulo, test and validation (and role key), "
-                           "validation_from and test_from (and role time), or three sizes")  # fmt: skip
+                           "validation_from and test_from (and role time), three sizes, or how many rows are last (validation, test)")  # fmt: skip
     try:
         pd.tseries.frequencies.to_offset(roles.get("frequency"))
     except ValueError as error:

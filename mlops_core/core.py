@@ -15,6 +15,7 @@ import functools
 import hashlib
 import importlib.metadata
 import io
+import json
 import os
 import platform
 import random
@@ -254,11 +255,9 @@ def check_parameters(declared: dict[str, Parameter], given: dict) -> dict:
 # %% ../nbs/00_core.ipynb #5ec1cb02
 def case_parameters(notebook: Path) -> dict[str, Parameter]:
     "The parameters of the case `notebook`; raises `ParameterError` if no cell is tagged `parameters`."
-    import nbformat  # here, for it takes a second and no server reads a notebook
-
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        if "parameters" in cell.metadata.get("tags", []):
-            return parse_parameters(cell.source)
+    for cell in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]:  # nbformat would take a second to import, in each run
+        if "parameters" in cell["metadata"].get("tags", []):
+            return parse_parameters("".join(cell["source"]))
     raise ParameterError(f"{notebook} has no cell tagged parameters; tag the cell that assigns them")
 
 

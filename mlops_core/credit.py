@@ -166,15 +166,17 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):
             enable_categorical=True, tree_method="hist", nthread=1,
         )  # fmt: skip
 
-    def fit(self, X, y):
+    def fit(self, X, y, sample_weight=None):
         self.classes_, self.columns_ = np.array([0, 1]), tuple(X.columns)
         levels = X.columns.difference(X.select_dtypes(["number", "bool"]).columns)
         self.levels_ = {c: sorted(X[c].dropna().unique()) for c in levels}
-        part, held, y_part, y_held = train_test_split(self._frame(X), y, test_size=0.2, stratify=y, random_state=self.seed)
+        weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
+        part, held, y_part, y_held, weight_part, weight_held = train_test_split(
+            self._frame(X), y, weight, test_size=0.2, stratify=y, random_state=self.seed)  # fmt: skip
         stopped = self._booster(n_estimators=2000, early_stopping_rounds=50, eval_metric="logloss")
-        stopped.fit(part, y_part, eval_set=[(held, y_held)], verbose=False)
+        stopped.fit(part, y_part, sample_weight=weight_part, eval_set=[(held, y_held)], sample_weight_eval_set=[weight_held], verbose=False)
         self.n_trees_ = int(1.1 * (stopped.best_iteration + 1)) + 1  # a tenth more trees for a quarter more rows
-        self.model_ = self._booster(n_estimators=self.n_trees_).fit(self._frame(X), y)
+        self.model_ = self._booster(n_estimators=self.n_trees_).fit(self._frame(X), y, sample_weight=weight)
         return self
 
     def predict_proba(self, X):

@@ -212,6 +212,9 @@ def reference_split(dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame, pd.Da
         remainder = pd.to_numeric(frame[dataset.roles["key"]], errors="coerce") % split["key_modulo"]
         part = np.select([remainder.isin(split["test"]), remainder.isin(split["validation"])], [2, 1], 0)
         return _parts(frame, part, 3, f"[split] {split}")
+    if "last" in split:
+        place = np.arange(len(frame))[::-1]
+        return _parts(frame, np.select([place < split["last"][1], place < sum(split["last"])], [2, 1], 0), 3, f"[split] {split}")
     if time is None:
         return random_split(frame, sizes, seed=0, stratify=dataset.roles["target"])
     if "test_from" in split:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALPHA', 'EFFECT', 'TESTS', 'REPORT', 'VERDICTS', 'ks_test', 'chi_squared', 'stability_index', 'holm', 'rows_needed',
-           'chance_of_unseen', 'scale_factor', 'drift_report']
+           'chance_of_unseen', 'drift_report', 'scale_factor']
 
 # %% ../nbs/08_drift.ipynb #71f666e2
 from dataclasses import dataclass
@@ -120,7 +120,6 @@ VERDICTS = {  # verdict: whether it is an alarm, and what to do next
     "new levels": (True, "See what the new levels mean: a new product or a new spelling? Map them, or retrain once there are enough."),
     "vanished levels": (True, "See where these rows went: were they renamed, filtered out, or is that business closed?"),
     "became constant": (True, "A column that always says the same was often cut off upstream. Compare with its source."),
-    "other unit": (True, "Everything was multiplied: ask who feeds this column for a change of unit. Mend the feed; do not retrain on it."),
     "drift": (True, "See which rows moved and whether the answers moved with them. Check the metric once labels are known; retrain if it fell."),
     "missing": (True, "See since when, and for whom, values are missing. Mend the feed before thinking of the model."),
     "too few": (False, "Wait for more rows, or join windows: profiles add up."),
@@ -207,14 +206,6 @@ def _levels(old: Counts, new: Counts, adjusted: dict, alpha: float) -> dict[str,
         found["vanished levels"] = f"no row any more with {_listed([name for name, chance in _gone(old, new).items() if chance <= alpha])}"
     return found
 
-# %% ../nbs/08_drift.ipynb #ea62c468
-def scale_factor(old: Counts, new: Counts) -> float | None:
-    "By how much a number was multiplied, if mean and spread agree on a factor of 3 or more, either way: people change less, and not in step."
-    if old.kind != "number" or not (old.variance > 0 and new.variance > 0 and old.mean * new.mean > 0):
-        return None
-    mean, spread = new.mean / old.mean, float(np.sqrt(new.variance / old.variance))
-    return spread if abs(np.log(spread)) >= np.log(3) and abs(np.log(mean / spread)) < np.log(1.5) else None
-
 # %% ../nbs/08_drift.ipynb #c330d67a
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
@@ -237,8 +228,6 @@ def _judge(old: Counts, new: Counts, facts: _Facts, adjusted: dict, alpha: float
         if moved and _is_constant(new) and not _is_constant(old):
             levels["became constant"] = f"all {new.known:,} rows have one value"
         yield from ((verdict, levels[verdict]) for verdict in ("new levels", "became constant", "vanished levels") if verdict in levels)
-        if moved and facts.effect >= effect and (factor := scale_factor(old, new)):
-            yield "other unit", f"mean and spread are both about {factor:.2g} times what they were"
         if moved and facts.effect >= effect:
             what = "lie on the other side of some value" if old.kind == "number" else "have another level"
             yield "drift", f"{facts.effect:.1%} of the rows {what}, {_p(adjusted)} over all columns"
@@ -296,3 +285,20 @@ def _moved(facts: _Facts, alarm: bool) -> float:
     "The share of rows that moved, for the order of the report; a column that cannot be compared any more moved as a whole."
     moved = np.nanmax([facts.effect, abs(facts.missing_current - facts.missing_reference), 0.0])
     return 1.0 if alarm and np.isnan(facts.effect) else float(moved)
+
+# %% ../nbs/08_drift.ipynb #24899501
+def scale_factor(reference: Counts, values: pd.Series) -> float | None:
+    """By how much the numbers of `reference` seem to have been multiplied to give `values`, or None.
+
+    The quantiles from 0.3 to 0.9 have to agree on a factor of 3 or more, either way, to within a half."""
+    shares, known = np.arange(0.3, 0.95, 0.1), pd.to_numeric(values, errors="coerce").dropna()
+    if reference.kind != "number" or not reference.known or len(known) < 20:
+        return None
+    edges = np.append(np.asarray(reference.marks, dtype=float), reference.high)
+    old = edges[np.searchsorted(np.cumsum(reference.counts), shares * reference.known)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = known.quantile(shares).to_numpy() / old
+    ratios = ratios[np.isfinite(ratios) & (ratios > 0)]
+    factor = float(np.median(ratios)) if len(ratios) >= 3 else 1.0
+    alike = (np.abs(np.log(ratios / factor)) < np.log(1.5)).all()
+    return factor if alike and abs(np.log(factor)) >= np.log(3) else None

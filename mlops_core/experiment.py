@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIMINGS', 'Candidate', 'probabilities', 'probability_score', 'sample_rows', 'classification_fold', 'latencies',
-           'size_bytes', 'cost', 'open_experiment', 'Comparison', 'compare', 'Limits', 'Choice', 'choose',
+           'size_bytes', 'cost', 'make_store', 'open_experiment', 'Comparison', 'compare', 'Limits', 'Choice', 'choose',
            'plot_comparison']
 
 # %% ../nbs/05_experiment.ipynb #a1eee9c6
@@ -25,6 +25,7 @@ import matplotlib.pyplot as plt
 import mlflow
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -141,21 +142,23 @@ def _empty_store() -> bytes:
             return made.serialize()
 
 
-def _make_store_whole() -> None:
-    "Make MLflow's SQLite file all or nothing: one that a kill cuts off while MLflow makes its tables can never be opened again."
+def make_store() -> None:
+    "Make MLflow's SQLite file, once and all or nothing: one that a kill cuts off while MLflow makes its tables can never be opened again."
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     file = core.workspace() / "mlflow.db"
     if core.tracking_uri() != f"sqlite:///{file}" or file.exists():
         return
-    draft = file.with_name(f"mlflow.db-{secrets.token_hex(4)}")
-    draft.write_bytes(_empty_store())
-    os.replace(draft, file)
+    with FileLock(f"{file}.lock"):
+        if not file.exists():  # else whoever had the lock has made it
+            draft = file.with_name(f"mlflow.db-{secrets.token_hex(4)}")
+            draft.write_bytes(_empty_store())
+            os.replace(draft, file)
 
 # %% ../nbs/05_experiment.ipynb #0538ea42
 def open_experiment(name: str) -> None:
     "Point MLflow at the workspace and open experiment `name`; its artifacts live in the workspace too."
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    _make_store_whole()
+    make_store()
     mlflow.set_tracking_uri(core.tracking_uri())
     if mlflow.get_experiment_by_name(name) is None:
         local = core.tracking_uri().startswith("sqlite")

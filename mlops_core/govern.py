@@ -88,6 +88,11 @@ class Bounds(BaseModel, extra="forbid", frozen=True):
     at_least: float | None = None
     at_most: float | None = None
 
+    def beyond(self, value: float) -> float:
+        "How far `value` lies beyond the bound that it breaks; 0 or less where it keeps both."
+        over = value - self.at_most if self.at_most is not None else float("-inf")
+        return max(over, self.at_least - value if self.at_least is not None else float("-inf"))
+
 # %% ../nbs/02_govern.ipynb #15187a26
 class Limits(BaseModel, extra="forbid", frozen=True):
     "What the gates of one use case demand; `metrics` and `fairness` by name of metric and protected column."

@@ -23,14 +23,13 @@ from .channels import COLUMNS, answer_shoppers, list_serving, popular_lists
 from .core import PALETTE, generator, plain, workspace
 from .counts import Profile
 from .data import Case, Dataset, Fold
-from .detection import Watched, seen_after, watch
 from .drift import drift_report
 from .gates import mean_interval
 from .govern import demonstration, load_use_case
 from .health import reference
 from .lists import compute_lists
 from .loop import Incident, Production
-from .monitor import report_rows
+from .monitor import judge_volume, report_rows
 from .package import LoadedModel, Recipe, package_model, use_case_tables
 from .probes import Probe, order_probe, shift_probes
 from mlops_core.recommend import (
@@ -45,6 +44,7 @@ from mlops_core.recommend import (
 from .rehearsal import rehearsed_version
 from .risk import stress
 from .traffic import place
+from .watching import Watched, seen_after, watch
 
 # %% ../nbs/32_grocer.ipynb #d703d858
 GROCER_INCIDENTS = {one.name: one for one in (
@@ -365,7 +365,7 @@ def grocer_production(dataset: Dataset, incident: str = "none", size: float | No
             report_rows("recommendation", "purchases", visits_between(grocer.bought, end - STEP, end), end)
         _made(grocer, grocer.known(start, []), "start", live=True)
 
-    def learn(number, skipped):
+    def learn(number, skipped, since):
         slip = grocer.size if incident == "bad_successor" and number >= begins else 0.0
         known = grocer.known(start, []) if slip else grocer.known(start + (number + 1) * STEP, skipped)
         return _made(grocer, known, f"round-{number}", slip=slip)
@@ -464,9 +464,14 @@ def _draw(pool: _Pool, version: int, periods: int, begins: int, seed: int, incid
     return rows
 
 # %% ../nbs/32_grocer.ipynb #8f3caaa3
+def _volume(start: pd.Timestamp, periods: int, rows: pd.DataFrame, as_of: pd.Timestamp) -> list[dict]:
+    reported, period = rows.attrs["reported"], round((as_of - start) / pd.Timedelta(days=7))
+    return [judge_volume("purchases", pd.Series(reported[: len(reported) - periods + period]))]
+
+
 def grocer_watched(dataset: Dataset, households: int = 800, periods: int = 12, begins: int = 4, seed: int = 0,
                    settings: Settings = Settings(), weeks: int = 16) -> Watched:  # noqa: B008 (frozen)
-    """A study of monitoring on drawn weeks of `dataset` (see `detection.watch`), of a version that is packaged in the present workspace.
+    """A study of monitoring on drawn weeks of `dataset` (see `watching.watch`), of a version that is packaged in the present workspace.
 
     A period is a week in which each of the `households` asks once; `draw(..., ordered=True)` takes the weeks as they came.
     `bad_successor` is not for monitoring but for a roll-out to see.
@@ -475,7 +480,7 @@ def grocer_watched(dataset: Dataset, households: int = 800, periods: int = 12, b
     made = _made(grocer, grocer.known(grocer.start, []), f"watched-{seed}", live=True)
     pool = _Pool(grocer, weeks)
     return Watched(reference(made.name, made.version), pd.Timedelta(days=7), periods, begins, grocer.start,
-                   partial(_draw, pool, made.version, periods, begins))  # fmt: skip
+                   partial(_draw, pool, made.version, periods, begins), partial(_volume, grocer.start, periods))  # fmt: skip
 
 # %% ../nbs/32_grocer.ipynb #7feaa24c
 def compare_signals(watched: Watched, incidents: list[tuple[Incident, float]], quiet: int = 12, each: int = 6, seed: int = 0) -> pd.DataFrame:

@@ -179,8 +179,7 @@ def _as_of_late(known: Profile, alarms: pd.DataFrame, newest: pd.DataFrame) -> p
     "The alarms, with the verdict other unit for what is by now so many times what it was."
     if not (alarms["verdict"] == "drift").any():
         return alarms
-    late = known.count(newest)
-    factors = {name: scale_factor(known.columns[name], late.columns[name]) for name in alarms.loc[alarms["verdict"] == "drift", "column"]}
+    factors = {name: scale_factor(known.columns[name], newest[name]) for name in alarms.loc[alarms["verdict"] == "drift", "column"]}
     multiplied = alarms["column"].map(lambda name: factors.get(name) or np.nan).astype(float)
     said = [f"the newest {len(newest)} are about {factor:.2g} times what they were" for factor in multiplied]
     return alarms.assign(verdict=alarms["verdict"].mask(multiplied.notna(), "other unit"), why=alarms["why"].mask(multiplied.notna(), said))

@@ -150,12 +150,13 @@ def _write(connection: sa.Connection, requests: list[list[Prediction]]) -> list[
 class PredictionLog:
     """Writes answers so that they are on disk before anybody is told (SQLite in WAL mode with synchronous=FULL, or a PostgreSQL commit).
 
-    `wait_seconds` is how long a locked database is waited for. Close it, or use it in a `with` block.
+    `wait_seconds` is how long a locked database is waited for. Answers that are not `promised` to anybody are committed without waiting for the
+    disk: a power cut may take the last of them, and nothing else. Close it, or use it in a `with` block.
     """
 
-    def __init__(self, wait_seconds: float = 5.0):
+    def __init__(self, wait_seconds: float = 5.0, promised: bool = True):
         engine = operations_engine()
-        self._database, self._wait = _file(engine), wait_seconds
+        self._database, self._wait, self._promised = _file(engine), wait_seconds, promised
         self._engine = self._writable(engine)
         self._connection, self._seen = None, None
         self._waiting = queue.SimpleQueue()
@@ -165,12 +166,13 @@ class PredictionLog:
     def _writable(self, engine: sa.Engine) -> sa.Engine:
         if self._database is None:
             limits = f"-c lock_timeout={1000 * self._wait:.0f} -c statement_timeout={2000 * self._wait:.0f}"
+            limits += "" if self._promised else " -c synchronous_commit=off"
             waits = {"connect_timeout": max(2, round(self._wait)), "options": limits}
             return sa.create_engine(engine.url, connect_args=waits, poolclass=sa.pool.NullPool)
         # mode=rw: a file that vanished is an error, never an empty new log
         url = f"sqlite:///file:{self._database}?mode=rw&uri=true"
         made = sa.create_engine(url, connect_args={"timeout": self._wait, "check_same_thread": False}, poolclass=sa.pool.NullPool)
-        sa.event.listen(made, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=FULL"))
+        sa.event.listen(made, "connect", lambda connection, _: connection.execute(f"PRAGMA synchronous={'FULL' if self._promised else 'NORMAL'}"))
         return made
 
     def submit(self, rows: list[Prediction]) -> Future:

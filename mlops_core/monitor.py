@@ -173,10 +173,14 @@ def series(name: str) -> pd.DataFrame:
 
 # %% ../nbs/15_monitor.ipynb #fc1ba0ca
 def scored(name: str) -> pd.DataFrame:
-    "How estimates fared once outcomes came: as_of, metric, estimated, low, high, realised, inside."
+    """How estimates fared once outcomes came: as_of, metric, estimated, low, high, realised, inside.
+
+    Rounds that are a week apart look at other windows before and after outcomes are due; ends up to half a week apart are taken for one."""
     found = series(name)
     said = found[found["metric"].str.startswith("estimated ")].assign(metric=lambda rows: rows["metric"].str.removeprefix("estimated "))
-    both = said.rename(columns={"value": "estimated"}).merge(found.rename(columns={"value": "realised"})[["metric", "as_of", "realised"]])
+    true = found.rename(columns={"value": "realised"})[["metric", "as_of", "realised"]]
+    both = pd.merge_asof(said.rename(columns={"value": "estimated"}), true, on="as_of", by="metric", direction="nearest",
+                         tolerance=pd.Timedelta(days=3.5)).dropna(subset="realised")  # fmt: skip
     return both.assign(inside=both["realised"].between(both["low"], both["high"]))[
         ["as_of", "metric", "estimated", "low", "high", "realised", "inside"]]  # fmt: skip
 

@@ -32,10 +32,10 @@ def paired(rollout: Rollout, most: int = 1500) -> tuple[pd.DataFrame, int, int]:
     """
     same = [getattr(outcomes.c, name) == getattr(predictions.c, name) for name in ("request_id", "position", "model")]
     query = sa.select(predictions, outcomes.c.value).outerjoin(outcomes, sa.and_(*same))
-    query = query.where(predictions.c.model == rollout.model, predictions.c.time >= rollout.since)
-    query = query.where(predictions.c.version.in_([rollout.champion, rollout.challenger])).order_by(predictions.c.number.desc()).limit(2 * most)
-    with core.operations_engine().connect() as connection:
-        rows = pd.read_sql(query, connection)
+    query = query.where(predictions.c.model == rollout.model, predictions.c.time >= rollout.since).order_by(predictions.c.number.desc()).limit(most)
+    with core.operations_engine().connect() as connection:  # each for itself, for a shadow may come in one piece after all that it follows
+        both = [query.where(predictions.c.version == version) for version in (rollout.champion, rollout.challenger)]
+        rows = pd.concat([pd.read_sql(one, connection) for one in both])
     # one that the champion answered instead, or that failed or was too slow in the shadow; where an input was missing, no version is at fault
     failed = rows[rows["fallback"].str.match("challenger|failed|slow")].drop_duplicates(["request_id", "position"])
     rows = rows[rows["output"] != "{}"]

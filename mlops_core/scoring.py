@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Word', 'RequestLimits', 'Overloaded', 'Deadline', 'Live', 'request_type', 'make_live', 'frame_of', 'Route', 'Waiting',
-           'said_by', 'answered_by_champion', 'answered_by_challenger', 'predictions_of', 'scored', 'shadows_of',
-           'Shadow', 'Scorer', 'Router']
+           'outside', 'said_by', 'answered_by_champion', 'answered_by_challenger', 'predictions_of', 'scored', 'Scorer',
+           'Router']
 
 # %% ../nbs/13_scoring.ipynb #d1911b2c
 import asyncio
@@ -83,6 +83,11 @@ class Live:
     high: np.ndarray
     deadline: Deadline | None = None
     reading: type[BaseModel] | None = None
+
+    @property
+    def row(self) -> type[BaseModel]:
+        "The type of a row of a request."
+        return self.ask.model_fields["rows"].annotation.__args__[0]
 
     @property
     def stride(self) -> int:
@@ -190,7 +195,8 @@ class Waiting:
         self.loop.call_soon_threadsafe(put)
 
 # %% ../nbs/13_scoring.ipynb #e7ff7f7e
-def _outside(live: Live, frame: pd.DataFrame) -> list[str]:
+def outside(live: Live, frame: pd.DataFrame) -> list[str]:
+    "For each row a JSON list of the numbers that lie outside of what training has seen."
     known = np.flatnonzero(~np.isnan(live.low))  # what was a number in training, and so is one here
     numbers, names = frame.iloc[:, known].to_numpy("float64"), np.array(list(live.types))[known]
     wrong = (numbers < live.low[known]) | (numbers > live.high[known])
@@ -211,7 +217,7 @@ def said_by(live: Live, rows: list[BaseModel], wanted: np.ndarray, band: tuple[f
     if live.loaded.reasons and wanted.any():
         for number, said in zip(np.flatnonzero(wanted), live.loaded.reasons(frame[wanted]), strict=True):
             reasons[number] = json.dumps(said)
-    columns = zip(found.to_dict("records"), actions, reasons, _outside(live, frame), strict=True)
+    columns = zip(found.to_dict("records"), actions, reasons, outside(live, frame), strict=True)
     return [[{"version": live.loaded.version, "output": json.dumps(plain(output)), "action": action, "reasons": reason, "violations": outside}]
             for output, action, reason, outside in columns]  # fmt: skip
 
@@ -286,72 +292,12 @@ def scored(route: Route, asked: list[Waiting], band: tuple[float, float] | None)
         said = f"the model cannot answer this request, which keeps the contract: {type(error).__name__}; tell who runs the model"
         return [(asked[0], Unanswerable(said))]
 
-# %% ../nbs/13_scoring.ipynb #c16a0007
-def shadows_of(live: Live, pairs: list[tuple[BaseModel, Prediction]], band: tuple[float, float] | None) -> list[Prediction]:
-    "What `live` would have said to each row, beside the first answer that was sent; a failure is logged as `fallback`, without an output."
-    start = time.perf_counter()
-    try:
-        said = said_by(live, [row for row, _ in pairs], np.zeros(len(pairs), dtype=bool), band, wait=True)
-    except Exception as error:
-        if len(pairs) > 1:
-            return [shadow for pair in pairs for shadow in shadows_of(live, [pair], band)]
-        said = [[{"version": live.loaded.version, "output": "{}", "action": "", "violations": "[]", "fallback": f"failed: {type(error).__name__}"}]]
-    more = {"role": "shadow", "reasons": "[]", "latency_ms": 1000 * (time.perf_counter() - start)}
-    return [replace(was, **{"fallback": ""} | one | more | {"position": was.position + number})
-            for (_, was), found in zip(pairs, said, strict=True) for number, one in enumerate(found)]  # fmt: skip
-
-# %% ../nbs/13_scoring.ipynb #c16a0005
-class Shadow:
-    """A thread that lets the version that did not answer a row answer it too, for the log alone.
-
-    It waits until a frame is worth its while, so that those who wait for an answer lose little; of more than `most` requests it drops some
-    (`dropped`), because a shadow must never be the reason why somebody waits.
-    """
-
-    def __init__(self, log: PredictionLog, band: tuple[float, float] | None, most: int = 5000):
-        self._log, self._band, self._most, self._queue = log, band, most, queue.SimpleQueue()
-        self.dropped, self._thread = 0, threading.Thread(target=self._run, name="shadow", daemon=True)
-        self._thread.start()
-
-    def put(self, route: Route, rows: list[BaseModel], sent: list[Prediction]) -> None:
-        "Hand over what was asked and what was sent."
-        if self._queue.qsize() >= self._most:
-            self.dropped += 1
-        else:
-            self._queue.put((route, rows, sent))
-
-    def _run(self) -> None:
-        with threadpool_limits(1):
-            for given in batches(self._queue, 500):
-                for route in {id(one[0]): one[0] for one in given}.values():
-                    asked = [list(zip(rows, sent, strict=True)) for to, rows, sent in given if to is route]
-                    # rows of a table gain by being many; a list takes its time, which is measured request by request
-                    for pairs in asked if route.live.loaded.serving else [[pair for one in asked for pair in one]]:
-                        self._follow(route, pairs)
-                if self._queue.qsize() < 500:
-                    time.sleep(0.5)  # few large frames: most requests meet none of them
-
-    def _follow(self, route: Route, pairs: list[tuple[BaseModel, Prediction]]) -> None:
-        requests: dict[str, list[Prediction]] = {}  # rows of one request may have been answered by both
-        for other, answered in ((route.challenger, "champion"), (route.live, "challenger")):
-            mine = [pair for pair in pairs if pair[1].role == answered and not pair[1].fallback.startswith("challenger")]  # failed already
-            for one in shadows_of(other, mine, self._band) if mine else ():
-                requests.setdefault(one.request_id, []).append(one)
-        for rows in requests.values():
-            self._log.submit(rows)
-
-    def close(self) -> None:
-        "Follow what waits, then stop."
-        self._queue.put(None)
-        self._thread.join()
-
 # %% ../nbs/13_scoring.ipynb #bf3ac54b
 class Scorer:
     "A thread that scores all waiting requests as one frame and hands them to the log, which tells them when they are on disk."
 
     def __init__(self, log: PredictionLog, band: tuple[float, float] | None, waiting: int):
         self._log, self._band, self._most, self._queue = log, band, waiting, queue.SimpleQueue()
-        self.shadow = Shadow(log, band)
         self._thread = threading.Thread(target=self._run, name="scorer", daemon=True)
         self._thread.start()
 
@@ -376,14 +322,11 @@ class Scorer:
                 one.tell(rows)
                 continue
             self._log.submit(rows).add_done_callback(lambda done, one=one: one.tell(done.exception() or done.result()))
-            if route.challenger:
-                self.shadow.put(route, one.ask.rows, [row for row in rows if row.position % route.live.stride == 0])
 
     def close(self) -> None:
         "Score what waits, then stop."
         self._queue.put(None)
         self._thread.join()
-        self.shadow.close()
 
 # %% ../nbs/13_scoring.ipynb #f738a932
 class Router:

@@ -45,6 +45,7 @@ from .log import LogUnavailable, OutcomeError, Prediction, PredictionLog, Receip
 from .refusal import TITLES, Answers, Door, Listed, Readiness, Refusal, described_door, described_page, shapes
 from .schema import complaints, number_between
 from .scoring import Live, Overloaded, RequestLimits, Router, Scorer, Word
+from .second import ShadowProcess
 
 # %% ../nbs/13_serve.ipynb #c979bfc8
 class LocalServer:
@@ -122,7 +123,8 @@ def make_metrics(registry: CollectorRegistry) -> dict:
         "running": Gauge("mlops_requests_in_flight", "Requests that are being answered", registry=registry),
         "version": Gauge("mlops_live_version", "The version in a role, 0 for none", ["role"], registry=registry),
         "share": Gauge("mlops_challenger_share", "The share of the subjects whom the challenger answers", registry=registry),
-        "dropped": Gauge("mlops_shadow_dropped", "Requests that no shadow followed, because too many waited", registry=registry),
+        "dropped": Gauge("mlops_shadow_dropped", "Rows of the roll-out that no shadow followed, because too many waited", registry=registry),
+        "waiting": Gauge("mlops_shadow_waiting", "Rows that the shadow has not followed yet", registry=registry),
     }
 
 # %% ../nbs/13_serve.ipynb #89e45dcb
@@ -256,7 +258,7 @@ async def _keep_judging(name: str, router: Router, guard: Callable) -> None:
             taken = time.perf_counter() - begin
 
 
-def _watch_route(metrics: dict, router: Router, scorer: Scorer) -> None:
+def _watch_route(metrics: dict, router: Router, shadow: ShadowProcess) -> None:
     def version(role):
         live = getattr(router.route, "live" if role == "champion" else "challenger", None)
         return live.loaded.version if live else 0
@@ -264,7 +266,8 @@ def _watch_route(metrics: dict, router: Router, scorer: Scorer) -> None:
     for role in ("champion", "challenger"):
         metrics["version"].labels(role).set_function(lambda role=role: version(role))
     metrics["share"].set_function(lambda: router.route.rollout.share if router.route and router.route.challenger else 0)
-    metrics["dropped"].set_function(lambda: scorer.shadow.dropped)
+    metrics["dropped"].set_function(lambda: shadow.dropped)
+    metrics["waiting"].set_function(lambda: shadow.waiting)
 
 # %% ../nbs/13_serve.ipynb #131faee2
 def make_app(name: str, auth: bool = True, limits: RequestLimits = RequestLimits(), guard: Callable | None = None) -> FastAPI:  # noqa: B008 (frozen)
@@ -272,8 +275,8 @@ def make_app(name: str, auth: bool = True, limits: RequestLimits = RequestLimits
     registry = CollectorRegistry()
     metrics, ring, band = make_metrics(registry), KeyRing() if auth else None, load_use_case(name).review_band
     router, log = Router(name, limits), PredictionLog(wait_seconds=2)
-    scorer = Scorer(log, band, limits.waiting)
-    _watch_route(metrics, router, scorer)
+    scorer, shadow = Scorer(log, band, limits.waiting), ShadowProcess(name, lambda: bool(router.route and router.route.challenger))
+    _watch_route(metrics, router, shadow)
 
     @asynccontextmanager
     async def lifespan(app):
@@ -281,7 +284,7 @@ def make_app(name: str, auth: bool = True, limits: RequestLimits = RequestLimits
         yield
         if judging:
             judging.cancel()
-        await asyncio.to_thread(lambda: [part.close() for part in (router, scorer, log)])
+        await asyncio.to_thread(lambda: [part.close() for part in (shadow, router, scorer, log)])
 
     app = FastAPI(title=f"mlops_core: {name}", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(Counted, metrics=metrics)
@@ -291,7 +294,7 @@ def make_app(name: str, auth: bool = True, limits: RequestLimits = RequestLimits
     for kind in UNAVAILABLE:
         app.add_exception_handler(kind, _when_unavailable)
     _add_doors(app, name, ring, router, scorer, limits, metrics)
-    _add_pages(app, name, router)
+    _add_pages(app, name, router, shadow)
     _add_reading(app, router, registry)
     _add_docs(app, router, auth)
     return app
@@ -348,7 +351,7 @@ def _body(name: str) -> dict:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}}}
 
 # %% ../nbs/13_serve.ipynb #084fd75c
-def _add_pages(app: FastAPI, name: str, router: Router) -> None:
+def _add_pages(app: FastAPI, name: str, router: Router, shadow: ShadowProcess) -> None:
     @app.get("/live", summary="The process answers")
     async def alive():
         return {"status": "alive"}
@@ -356,7 +359,8 @@ def _add_pages(app: FastAPI, name: str, router: Router) -> None:
     @app.get("/ready", openapi_extra=described_page("Readiness", unready="Readiness"), summary="The live version can answer")
     async def ready():
         route = router.route
-        said = {"model": name, "version": route.live.loaded.version if route else None, "problem": router.problem or router.unjudged}
+        problem = router.problem or router.unjudged or shadow.problem
+        said = {"model": name, "version": route.live.loaded.version if route else None, "problem": problem}
         return JSONResponse(said, 200 if route else 503)
 
     @app.get("/v1/models", openapi_extra=described_page("Listed"), summary="Which version answers")

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,6 +22,7 @@ from filelock import FileLock, Timeout
 from . import audit
 from .archive import unknown
 from .core import home, workspace
+from .experiment import make_store
 from .report import case_notebook, run_until
 
 # %% ../nbs/19_workshop.ipynb #70c437d5
@@ -63,7 +65,8 @@ def catch_up(case: str | Path, to: str, parameters: dict | None = None, progress
     name = case_notebook(case).stem
     if there := STOPS[to](name):
         return f"{there} already; nothing is done"
-    with in_use(f"catch-up of {name}"):
+    with in_use(f"catch-up of {name}"), ThreadPoolExecutor(1) as beside:
+        beside.submit(make_store)  # MLflow's tables take seconds to make, in which the notebook's kernel has not even imported it
         run_until(case, to.capitalize(), workspace(), parameters, progress=progress)
     if not (there := STOPS[to](name)):
         failed = [gate for said in audit.entries(name, event="gates")["payload"].tail(1) for gate in said["failed"]]
@@ -75,7 +78,7 @@ class ResetRefused(ValueError):
     "A folder that is not emptied; the message says why, and what to do."
 
 
-OURS = ("operations*.db*", "mlflow.db*", "audit.heads", "artifacts", "governance", "until", "views", "fleet.html", "test", "in_use",
+OURS = ("operations*.db*", "mlflow.db*", "audit.heads", "artifacts", "datasets", "governance", "until", "views", "fleet.html", "test", "in_use",
         "kernel.log", "small.onnx", "tmp*", ".going-*")  # fmt: skip
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import httpx
 import pandas as pd
+import sqlalchemy as sa
 from tqdm.auto import tqdm
 
-from mlops_core import audit, credit, package, traffic
+from mlops_core import audit, core, credit, log, package, traffic
 from mlops_core.core import plain
 from mlops_core.data import load_dataset
 from mlops_core.experiment import classification_fold
@@ -129,11 +130,15 @@ def with_shadow(version, our, per_second, rounds, seconds):
     for turn in tqdm(range(rounds), desc="open loop", disable=None):
         running = traffic.begin(version.name, version.version, version.version + 1, [0.05])
         wait_for_challenger(our, version.version + 1)
+        wait_for_shadow(our, asked, running)
         both = load(our, asked, per_second=per_second, warm_up=1, seconds=seconds)
         if traffic.running(version.name) != running:
             raise RuntimeError(f"the guard ended the roll-out: {traffic.rollout_history(version.name)[-1].reason}")
+        count, sent = followed(running), per_second * (1 + seconds)
+        if count < 0.7 * sent:  # it looks twice a second
+            raise RuntimeError(f"the shadow followed {count} of {sent:.0f} requests: what is measured is not what it costs")
         traffic.move(running, state="aborted")
-        time.sleep(0.5)
+        time.sleep(2)  # its process ends
         before, alone = alone, load(our, asked, per_second=per_second, warm_up=1, seconds=seconds)
         # before against after is what no shadow at all seems to cost: the noise
         found.append({"turn": turn, "before": before["p50"], "shadow": both["p50"], "after": alone["p50"], "shadow p99": both["p99"]})
@@ -146,6 +151,23 @@ def wait_for_challenger(port, version):
         if time.monotonic() > end:
             raise RuntimeError("the challenger is not loaded")
         time.sleep(0.05)
+
+
+def followed(rollout):
+    """How many rows of `rollout` a shadow has followed."""
+    shadows = sa.select(sa.func.count()).where(log.predictions.c.time >= rollout.started_at, ~log.predictions.c.sent)
+    with core.operations_engine().connect() as connection:
+        return connection.scalar(shadows)
+
+
+def wait_for_shadow(port, asked, rollout):
+    """Until the process of the shadow has started, which takes seconds and happens once, and has followed a first request."""
+    httpx.post(f"http://127.0.0.1:{port}{asked[0]}", content=asked[1][0]).raise_for_status()
+    end = time.monotonic() + 60
+    while not followed(rollout):
+        if time.monotonic() > end:
+            raise RuntimeError("no shadow follows")
+        time.sleep(0.1)
 
 
 def judged(found, open_loop=None):

@@ -167,7 +167,8 @@ def test_a_rollout_of_lists_is_judged_by_what_is_shown_and_bought(served, monkey
             time.sleep(0.05)
         versions = [ask(client, {"user": user}, request_id=f"c{user}")[0]["version"] for user in range(60)]
         assert versions == [2 if traffic.place(str(user), running.salt) < 0.5 else 1 for user in range(60)]
-        while len(rollout.paired(running)[0]) < 300:
+        assert len(ask(client, {"user": 1}, {"user": 2}, {"user": 3}, request_id="three")) == 3
+        while len(rollout.paired(running)[0]) < 315:  # also all rows of a request that has several, whoever answered which
             assert time.monotonic() < deadline
             time.sleep(0.05)
         table = rollout.judge(running).set_index("check")

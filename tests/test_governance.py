@@ -13,6 +13,7 @@ from mlops_core.data import feature_columns, load_dataset, reference_split
 from mlops_core.evaluate import Costs, by_slice, fairness
 from mlops_core.experiment import classification_fold, probabilities
 from mlops_core.portable import ExportError, export_onnx, portable_parts
+from mlops_core.rehearsal import walk_through
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import pytest
 
 from mlops_core import audit, grocer, health, monitor
 from mlops_core.data import load_dataset
-from mlops_core.detection import detection_rates, watch
 from mlops_core.govern import CheckName, GovernanceError, runbooks
 from mlops_core.log import joined
 from mlops_core.loop import replay
 from mlops_core.rehearsal import rehearsal
+from mlops_core.watching import detection_rates, watch
 
 RULES = grocer.Settings(k=5, minimum_buyers=3)
 

@@ -83,27 +83,6 @@ def test_where_the_challenger_fails_the_champion_answers_and_the_log_says_so(ope
     sent = [(rows[0].version, rows[0].role, rows[0].fallback, rows[0].output) for rows in found]
     failed = (1, "champion", "challenger 2 failed: KeyError", '{"half": 3.5}')
     assert sent == [(2, "challenger", "", '{"half": 0.5}'), failed, (2, "challenger", "", '{"half": 1.0}')]
-    shadows = log.joined("toy", sent=False).set_index("request_id")
-    assert shadows["version"].to_dict() == {"r0": 1, "r2": 1}, "who has failed is not asked again"
-
-
-def test_a_failure_in_the_shadow_is_logged_and_nobody_notices(operations):
-    with log.PredictionLog() as writer:
-        scorer = scoring.Scorer(writer, None, 100)
-        found = ask_all(scorer, [1.0, 7.0], in_rollout(0))
-        scorer.close()
-    assert [(rows[0].version, rows[0].fallback) for rows in found] == [(1, ""), (1, "")]
-    shadows = log.joined("toy", sent=False).set_index("request_id")
-    assert shadows["fallback"].to_dict() == {"r0": "", "r1": "failed: KeyError"} and set(shadows["version"]) == {2}
-    assert shadows["output"].to_dict() == {"r0": '{"half": 0.5}', "r1": "{}"}
-
-
-def test_a_shadow_that_cannot_follow_drops_and_counts(operations):
-    with log.PredictionLog() as writer:
-        shadow = scoring.Shadow(writer, None, most=0)
-        shadow.put(in_rollout(0), [], [])
-        shadow.close()
-    assert shadow.dropped == 1 and log.joined("toy", sent=False).empty
 
 
 def test_a_share_is_kept_for_each_subject_of_a_request_with_many_rows(operations):
