@@ -12,7 +12,8 @@ from .govern import Action, Policy, UseCase
 from .health import Look
 
 # %% ../nbs/18_diagnosis.ipynb #5d045e27
-BROKEN = ("refused", "column gone", "type changed", "all missing", "became constant", "other unit", "fell away")  # not by anybody's behaviour
+BROKEN = ("refused", "column gone", "type changed", "all missing", "gap", "became constant", "implausible", "other unit",
+          "fell away")  # not by anybody's behaviour  # fmt: skip
 REALISED = ("performance", "calibration", "estimator")  # checks that outcomes have answered
 
 

@@ -165,7 +165,8 @@ class SignOff(BaseModel, extra="forbid", frozen=True):
 
 # %% ../nbs/02_govern.ipynb #a14a1102
 CheckName = Literal["silence", "errors", "latency", "saturation", "failures", "violations", "drift", "scores", "estimate", "performance",
-                    "calibration", "estimator", "outcomes", "overrides", "refusals", "volume"]  # fmt: skip
+                    "calibration", "estimator", "outcomes", "overrides", "refusals", "volume",
+                    "readings"]  # fmt: skip
 
 
 class Runbook(BaseModel, extra="forbid", frozen=True):

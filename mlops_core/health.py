@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOTHING_MOVED', 'LATE', 'answered', 'measure', 'with_intervals', 'Reference', 'reference', 'silence', 'service',
-           'own', 'drifted', 'expected', 'came_true', 'Look', 'look_at', 'look']
+           'own', 'drifted', 'expected', 'came_true', 'Look', 'look_at', 'readings_check', 'look']
 
 # %% ../nbs/15_health.ipynb #479c5b39
 import contextlib
@@ -22,6 +22,7 @@ from .estimate import Confidence, ErrorModel, calibration_noise, check_estimator
 from .evaluate import Costs
 from .gates import mean_interval, open_overrides
 from .govern import Limits, UseCase, load_use_case, policy_of
+from .history import Habit, habits, read_history, reading_faults
 from .log import expand
 from .maturity import Immature, LabelClock, Window, label_clock, latest_due, mature_rows, why, window
 from .package import LoadedModel, facts, find_version, load_model, packaged, recipe_of
@@ -71,7 +72,8 @@ class Reference:
     """What a version did on its test part, against which windows are held.
 
     `metric` is the one that it is judged by, `sign` 1 where more of it is better, `table` its metrics with intervals; `estimator` and
-    whether its own check held (`trusted`); profiles of the inputs in training and of the scores, where a row is a request.
+    whether its own check held (`trusted`); profiles of the inputs in training and of the scores, where a row is a request; `habits` of the
+    readings, where it is answered from readings.
     """
     loaded: LoadedModel
     metric: str
@@ -81,6 +83,7 @@ class Reference:
     trusted: bool
     inputs: Profile | None = field(repr=False)
     scores: Profile | None = field(repr=False)
+    habits: dict[str, Habit] | None = field(repr=False, default=None)
 
     def limits(self, use_case: UseCase, clock: LabelClock) -> dict[str, tuple[float | None, float | None]]:
         "The lowest and highest value that each metric may have in production."
@@ -131,12 +134,14 @@ def _reference(name: str, version: int, manifest: str) -> Reference:
     answers = _with_truth(loaded.answer(_asked(loaded, fold)), fold.y_test)
     table, costs = with_intervals(loaded, answers), getattr(loaded.score, "keywords", {}).get("costs", Costs())
     metric, sign = about["metric"], 1 if about["greater_is_better"] else -1
-    fitted, rows = fit_estimator(answers["value"], answers, costs), about["request_key"] == ""
+    rows, fitted, told = about["request_key"] == "", None, loaded.serving is not None and loaded.serving.readings is not None
+    if "origin" not in answers or answers["origin"].nunique() >= 40:  # from fewer days no half is enough to learn errors from
+        fitted = fit_estimator(answers["value"], answers, costs)
     trusted = fitted is not None and check_estimator(answers["value"], answers, costs)["inside"].mean() >= 0.8
     scores = Profile.fit(answers[["probability"]]) if "probability" in answers else None
     known = metric in set(table["metric"])  # of lists, less is known in production than at approval
     return Reference(loaded, metric if known else table["metric"].iloc[0], sign if known else 1, table, fitted, trusted,
-                     _inputs(loaded, fold) if rows else None, scores)  # fmt: skip
+                     _inputs(loaded, fold) if rows else None, scores, habits(fold.X_train.assign(value=fold.y_train)) if told else None)  # fmt: skip
 
 # %% ../nbs/15_health.ipynb #787db2b2
 def _judged(check: str, value: float, limit: float, breach: bool, enough: bool, why: str, otherwise: str = "too few") -> dict:
@@ -333,6 +338,15 @@ def look_at(known: Reference, recent: Window, settled: Window, use_case: UseCase
     return Look(known.loaded.name, known.loaded.version, settled.as_of, pd.DataFrame(verdicts), metrics, moved)
 
 
+def readings_check(known: Reference, values: pd.DataFrame, since, until) -> tuple[dict, pd.DataFrame]:
+    "The check readings of what was reported from `since` to `until` (UTC; `values` as of `read_history`), and the quantities that are broken."
+    if values.empty:
+        return _judged("readings", np.nan, 0, False, False, "nothing was reported", "not watched"), NOTHING_MOVED
+    found = reading_faults(known.habits, values, since, until)
+    told = "; ".join(f"{row.column}: {row.verdict}, {row.why}" for row in found.itertuples()) or "each quantity keeps to its habits"
+    return _judged("readings", len(found), 0, len(found) > 0, True, told), found
+
+
 def look(name: str, as_of=None) -> Look:
     """Look at the live version of `name` as it is known at `as_of` (now): at the newest window of answers, and the newest that is due.
 
@@ -342,4 +356,9 @@ def look(name: str, as_of=None) -> Look:
     as_of = end + clock.delay
     recent, settled = window(name, as_of - span, as_of, as_of, clock), window(name, end - span, end, as_of, clock)
     every = pd.Timedelta(days=policy_of(name).monitor_every_days)
-    return look_at(known, recent, settled, use_case, every, _overrides(name, known))
+    found = look_at(known, recent, settled, use_case, every, _overrides(name, known))
+    if known.habits is None:
+        return found
+    check, broken = readings_check(known, read_history(name, as_of - pd.Timedelta("35D"), as_of)[0], as_of - every, as_of)
+    return replace(found, verdicts=pd.concat([found.verdicts, pd.DataFrame([check])], ignore_index=True),
+                   moved=broken if found.moved.empty else pd.concat([found.moved, broken], ignore_index=True))  # fmt: skip
