@@ -230,8 +230,8 @@ class Settings:
     minimum_buyers: int = 5
 
     horizon = property(lambda self: pd.Timedelta(days=self.horizon_days))
-    case = cached_property(lambda self: replace(recommendation_case(self.k, self.half_life_days, self.horizon_days, self.minimum_buyers),
-                                                serving=list_serving(self.k)))  # fmt: skip
+    case = property(lambda self: replace(recommendation_case(self.k, self.half_life_days, self.horizon_days, self.minimum_buyers),
+                                         serving=list_serving(self.k)))  # fmt: skip
 
     def model(self) -> Habits:
         "What is trained, unfitted: it learns in a second."
