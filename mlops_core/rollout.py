@@ -114,6 +114,12 @@ def _shown_gain(known: pd.DataFrame) -> tuple[float, float, float]:
     low, high = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.999)
     return ours.mean() - theirs.mean(), low, high
 
+# %% ../nbs/16_rollout.ipynb #ed708de4
+def _may_differ(rollout: Rollout) -> float:
+    "How far the challenger may differ, as somebody who may override gates said at the start; 0 for no more than the use case allows."
+    said = audit.entries(event="challenger", subject=f"{rollout.model}/{rollout.challenger}")["payload"]
+    return next((payload["differs"] for payload in said if payload.get("rollout") == rollout.number and "differs" in payload), 0.0)
+
 # %% ../nbs/16_rollout.ipynb #2576b6e6
 def judge(rollout: Rollout) -> pd.DataFrame:
     "The checks of the step as it stands now: check, value, limit, verdict (pass, breach, too few) and why."
@@ -160,12 +166,6 @@ def _note(rollout: Rollout, event: str, actor: str, role: str, **more) -> None:
 def _noted(rollout: Rollout, event: str) -> bool:
     rows = audit.entries(event=event, subject=f"{rollout.model}/{rollout.challenger}")
     return any(payload.get("rollout") == rollout.number for payload in rows["payload"])
-
-# %% ../nbs/16_rollout.ipynb #ed708de4
-def _may_differ(rollout: Rollout) -> float:
-    "How far the challenger may differ, as somebody who may override gates said at the start; 0 for no more than the use case allows."
-    said = audit.entries(event="challenger", subject=f"{rollout.model}/{rollout.challenger}")["payload"]
-    return next((payload["differs"] for payload in said if payload.get("rollout") == rollout.number and "differs" in payload), 0.0)
 
 # %% ../nbs/16_rollout.ipynb #57a56015
 def settle(name: str, actor: str = "settle", role: str = "system") -> None:

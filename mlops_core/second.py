@@ -86,6 +86,8 @@ def shadows_of(live: Live, row: type[BaseModel], sent: list[Prediction], band: t
 # %% ../nbs/13_second.ipynb #5ec0d00f
 def second_opinions(route: Route, sent: list[Prediction], band: tuple[float, float] | None) -> list[list[Prediction]]:
     "What the version that did not give an answer would have said, for each of the answers `sent`; by request."
+    if not sent:
+        return []
     found: dict[str, list[Prediction]] = {}  # rows of one request may have been answered by both
     for other, answered in ((route.challenger, "champion"), (route.live, "challenger")):
         mine = [one for one in sent if one.role == answered]
