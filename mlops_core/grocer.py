@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GROCER_INCIDENTS', 'TOML', 'STEP', 'MOMENTS', 'baskets', 'befall_purchases', 'seen_visits', 'judge_lists',
-           'on_the_shelf', 'whole_purchases', 'write_purchases', 'list_evidence', 'Habits', 'answer_slipped',
-           'Settings', 'played_span', 'visits_between', 'grocer_production', 'grocer_watched', 'compare_signals',
-           'shoppers_of', 'usual_shoppers', 'drift_in_calendar', 'staleness', 'age_costs', 'plot_staleness']
+           'on_the_shelf', 'whole_purchases', 'write_purchases', 'list_evidence', 'answer_slipped', 'Settings',
+           'played_span', 'visits_between', 'grocer_production', 'grocer_watched', 'compare_signals', 'shoppers_of',
+           'usual_shoppers', 'drift_in_calendar', 'staleness', 'age_costs', 'plot_staleness']
 
 # %% ../nbs/32_grocer.ipynb #c29ae29d
 import json
@@ -33,7 +33,7 @@ from .monitor import judge_volume, report_rows
 from .package import LoadedModel, Recipe, package_model, use_case_tables
 from .probes import Probe, order_probe, shift_probes
 from mlops_core.recommend import (
-    PersonalFrequency,
+    Habits,
     Popularity,
     purchases,
     recommend,
@@ -186,23 +186,6 @@ def list_evidence(case: Case, model, fold: Fold, seed: int) -> dict:
         "inputs": [{"column": "user", "source": "purchases.user"}],
         "explanation": [{"column": "how often and how lately the household bought it", "mean contribution": 1.0}],
     }  # fmt: skip
-
-# %% ../nbs/32_grocer.ipynb #44c0e338
-class Habits(PersonalFrequency):
-    "Items by how often a user buys them in `days` (events count half after each `half_life_days`), plus the share of users who bought them of late."
-
-    def __init__(self, half_life_days=60.0, days=14, minimum_buyers=5):
-        super().__init__(half_life_days, minimum_buyers)
-        self.days = days
-
-    def fit(self, X, y=None):
-        super().fit(X, y)
-        active = self.history_.events["user"][self.history_.age <= self.days].nunique()
-        self.lately_ = self.history_.popularity(self.days) / max(1, active)
-        return self
-
-    def scores(self, codes):
-        return self.weights_[codes].toarray() * self.days * np.log(2) / self.half_life_days + self.lately_
 
 # %% ../nbs/32_grocer.ipynb #026fac2a
 def answer_slipped(model, rows: pd.DataFrame, share: float, name: str, k: int = 10, basket_weight: float = 0.5) -> pd.DataFrame:

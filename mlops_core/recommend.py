@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEWEST_USERS', 'purchases', 'sample_users', 'History', 'make_history', 'ranking_fold', 'Popularity', 'recommend',
-           'PersonalFrequency', 'ItemNeighbours', 'Factors', 'Facts', 'candidate_features', 'TwoStage', 'basket_lift',
-           'half_baskets', 'answer_lists', 'score_lists', 'recommendation_fold', 'recommendation_case']
+           'PersonalFrequency', 'Habits', 'ItemNeighbours', 'Factors', 'Facts', 'candidate_features', 'TwoStage',
+           'basket_lift', 'half_baskets', 'answer_lists', 'score_lists', 'recommendation_fold', 'recommendation_case']
 
 # %% ../nbs/30_recommend.ipynb #21197a83
 import warnings
@@ -192,6 +192,23 @@ class PersonalFrequency(BaseEstimator):
 
     def scores(self, codes):
         return self.weights_[codes].toarray() + 1e-6 * self.history_.popular / max(1, self.history_.popular.max())
+
+
+class Habits(PersonalFrequency):
+    "Items by how often a user buys them in `days` (events count half after each `half_life_days`), plus the share of users who bought them of late."
+
+    def __init__(self, half_life_days=60.0, days=14, minimum_buyers=5):
+        super().__init__(half_life_days, minimum_buyers)
+        self.days = days
+
+    def fit(self, X, y=None):
+        super().fit(X, y)
+        active = self.history_.events["user"][self.history_.age <= self.days].nunique()
+        self.lately_ = self.history_.popularity(self.days) / max(1, active)
+        return self
+
+    def scores(self, codes):
+        return self.weights_[codes].toarray() * self.days * np.log(2) / self.half_life_days + self.lately_
 
 # %% ../nbs/30_recommend.ipynb #fa39a67a
 class ItemNeighbours(BaseEstimator):

@@ -9,6 +9,7 @@ from mlops_core.data import load_dataset
 from mlops_core.govern import CheckName, GovernanceError, runbooks
 from mlops_core.log import joined
 from mlops_core.loop import replay
+from mlops_core.recommend import Habits, PersonalFrequency
 from mlops_core.rehearsal import rehearsal
 from mlops_core.watching import detection_rates, watch
 
@@ -98,14 +99,14 @@ def test_habits_follow_a_fashion_sooner_than_a_household_does(frame):
     known = frame.assign(item=frame["item"].mask(fashion, "the new one"))
     known = known[known["time"] < "2026-03-06"]
     held = {}
-    for name, model in (("habits", grocer.Habits(40.0, 14, 3)), ("own", grocer.PersonalFrequency(40.0, minimum_buyers=3))):
+    for name, model in (("habits", Habits(40.0, 14, 3)), ("own", PersonalFrequency(40.0, minimum_buyers=3))):
         lists = grocer.recommend(model.fit(known), np.sort(frame["user"].unique()), 5)
         held[name] = lists.loc[lists["item"] == "the new one", "user"].nunique()
     assert held["habits"] > 1.5 * held["own"]
 
 
 def test_a_slipped_channel_gives_a_share_of_the_users_what_is_popular(frame):
-    model = grocer.Habits(40.0, 14, 3).fit(frame)
+    model = Habits(40.0, 14, 3).fit(frame)
     rows = pd.DataFrame({"user": np.sort(frame["user"].unique()), "basket": [[] for _ in range(60)], "stored": False})
     right = grocer.answer_shoppers(model, rows, "recommendation", k=5)
     assert grocer.answer_slipped(model, rows, 0.0, "recommendation", k=5).equals(right)
