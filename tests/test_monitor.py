@@ -169,9 +169,10 @@ def test_a_metrics_page_says_errors_times_and_who_waits():
     page = "\n".join([
         'mlops_requests_total{path="/v1/predict",status="200"} 950', 'mlops_requests_total{path="/v1/predict",status="500"} 50',
         'mlops_requests_total{path="/ready",status="503"} 1000', "mlops_requests_in_flight 7",
+        'mlops_rows_total{action="refuse",role="champion"} 30', 'mlops_refused_rows_total{field="pay_0"} 4',
         *[f'mlops_request_seconds_bucket{{path="/v1/predict",le="{edge}"}} {n}' for edge, n in (("0.01", 900), ("0.05", 995), ("+Inf", 1000))],
     ]) + "\n"  # fmt: skip
-    assert monitor.resources(page) == {"requests": 1000, "errors": 0.05, "http_p99_ms": 50, "in_flight": 7}
+    assert monitor.resources(page) == {"requests": 1000, "errors": 0.05, "http_p99_ms": 50, "in_flight": 7, "rows": 30, "refused_rows": 4}
     empty = monitor.resources("")
     assert empty["requests"] == 0 and np.isnan(empty["errors"]) and np.isnan(empty["http_p99_ms"])
 

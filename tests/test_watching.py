@@ -57,7 +57,7 @@ def test_another_unit_is_told_from_behaviour_by_its_newest_values(factor):
     random = np.random.default_rng(0)
     money = pd.Series(random.lognormal(8, 1.2, 6000))
     known = Profile.fit(money.to_frame("money")).columns["money"]
-    assert abs(scale_factor(known, random.permutation(money)[:100] * factor) / factor - 1) < 0.5
+    assert abs(scale_factor(known, pd.Series(random.permutation(money)[:100] * factor)) / factor - 1) < 0.5
     for other in (1.0, 1.5, 0.5, 2.5):
         assert scale_factor(known, pd.Series(random.permutation(money)[:100] * other)) is None
     assert scale_factor(known, money.head(10)) is None and scale_factor(known, pd.Series([None] * 50)) is None
