@@ -28,7 +28,7 @@ from .gates import mean_interval
 from .govern import demonstration, load_use_case
 from .health import reference
 from .lists import compute_lists
-from .loop import Incident, Production
+from .loop import Incident, Production, find_incident
 from .monitor import judge_volume, report_rows
 from .package import LoadedModel, Recipe, package_model, use_case_tables
 from .probes import Probe, order_probe, shift_probes
@@ -324,7 +324,7 @@ def _made(grocer: _Grocer, frame: pd.DataFrame, name: str, live: bool = False, s
 # %% ../nbs/32_grocer.ipynb #28736257
 def _grocer(dataset: Dataset, incident: str, size: float | None, begins: int, weeks: int, households: int, settings: Settings,
             seed: int) -> tuple[_Grocer, int]:  # fmt: skip
-    frame, chosen = baskets(dataset, households, seed), GROCER_INCIDENTS[incident]
+    frame, chosen = baskets(dataset, households, seed), find_incident(GROCER_INCIDENTS, incident)
     start, weeks = played_span(frame, weeks, settings.horizon_days)
     size = chosen.size if size is None else size
     bought = befall_purchases(chosen, size, frame, start + begins * STEP, seed)

@@ -99,7 +99,8 @@ class _Played:
 
     @property
     def wrong(self) -> bool:
-        return self.number >= self.production.begins and not (self.mended is not None and self.number >= self.mended)
+        whole = self.production.incident.feed and self.mended is not None and self.number >= self.mended  # the world is nobody's to mend
+        return self.number >= self.production.begins and not whole
 
 # %% ../nbs/18_loop.ipynb #ea988fd1
 def ignore(now: _Played) -> str:

@@ -34,7 +34,7 @@ from .gates import mean_interval
 from .govern import demonstration
 from .health import readings_check, reference
 from .history import read_history
-from .loop import Incident, Production
+from .loop import Incident, Production, find_incident
 from .package import LoadedModel, Recipe, package_model, use_case_tables
 from .probes import order_probe, stress_probes
 from .rehearsal import rehearsed_version
@@ -331,7 +331,7 @@ def supplier_production(dataset: Dataset, incident: str = "none", size: float | 
 
     A missing unit costs `ratio` times a surplus unit. Raises `SeriesError` where the training part is too short to learn from.
     """
-    chosen = SUPPLIER_INCIDENTS[incident]
+    chosen = find_incident(SUPPLIER_INCIDENTS, incident)
     supplier = _Supplier(dataset, chosen, chosen.size if size is None else size, seed, step_days, ratio)
     start, step = supplier.moment(supplier.first), pd.Timedelta(days=step_days)
 

@@ -100,7 +100,7 @@ def test_a_series_too_short_is_told_before_anything_is_played(source):
 
     short = replace(source, tables={"demand": source.table.head(48 * 60)}, split={})
     assert "days, and" in supplier.why_not_played(short) and supplier.why_not_played(source) == ""
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="there is no incident flood; there are: none, heat_wave"):
         supplier.supplier_production(source, "flood")
 
 
