@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['tables', 'evaluations', 'RECORD_TYPE', 'PALETTE', 'home', 'workspace', 'tracking_uri', 'operations_engine', 'now',
-           'replayed_clock', 'log_evaluations', 'read_evaluations', 'generator', 'seed_everything', 'code_revision',
-           'environment', 'Parameter', 'parse_parameters', 'ParameterError', 'check_parameter', 'check_parameters',
-           'case_parameters', 'start_case', 'plain', 'record', 'read_records', 'use_house_style', 'show', 'what_if']
+           'stopwatch', 'replayed_clock', 'log_evaluations', 'read_evaluations', 'generator', 'seed_everything',
+           'code_revision', 'environment', 'Parameter', 'parse_parameters', 'ParameterError', 'check_parameter',
+           'check_parameters', 'case_parameters', 'start_case', 'plain', 'record', 'read_records', 'use_house_style',
+           'show', 'what_if']
 
 # %% ../nbs/00_core.ipynb #89b28d58
 import ast
@@ -126,6 +127,11 @@ _STANDS: list[pd.Timestamp] = []  # where the clock stands, while somebody repla
 def now() -> pd.Timestamp:
     "The present, in UTC: the only clock of the package, so that a replay can set it."
     return _STANDS[-1] if _STANDS else pd.Timestamp.now(tz="UTC")
+
+
+def stopwatch() -> float:
+    "Seconds from which spans of time are measured; it stands in a replay, which has to come out the same on a busy machine."
+    return 0.0 if _STANDS else time.perf_counter()
 
 
 @contextlib.contextmanager

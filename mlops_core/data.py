@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['Dataset', 'fingerprint', 'time_split', 'random_split', 'grouped_split', 'as_of', 'reference_split', 'validate',
-           'load_dataset', 'input_contract', 'LeakageError', 'available_columns', 'feature_columns',
+           'load_dataset', 'input_contract', 'write_dataset', 'LeakageError', 'available_columns', 'feature_columns',
            'require_available', 'Fold', 'Unanswerable', 'Serving', 'Case']
 
 # %% ../nbs/03_data.ipynb #a685868c
 import hashlib
 import json
+import re
+import tomllib
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -313,6 +315,24 @@ def input_contract(name_or_path: str | Path, sources: dict[str, str]) -> dict[st
     if any(column not in columns.get(table, ()) for table, column in places.values()):
         columns = load_dataset(name_or_path).columns
     return {name: columns[table][column] for name, (table, column) in places.items()}
+
+# %% ../nbs/03_data.ipynb #7c88ded5
+def write_dataset(dataset: Dataset, table: pd.DataFrame, folder: Path, split: str, unbounded: str = "") -> str:
+    """Write `table` as the main table of a data set described as `dataset` is, with `split` as its section [split]; returns the folder.
+
+    The contract of the column `unbounded` loses its bounds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    described = (dataset.folder / "dataset.toml").read_text(encoding="utf-8")
+    file = tomllib.loads(described)["tables"][dataset.main]
+    path = folder / Path(file).name
+    table.to_csv(path, index=False) if path.suffix == ".csv" else table.to_parquet(path, index=False)
+    described = re.sub(r"(?ms)^\[split\].*?(?=^\[|\Z)", "", described).replace(f'"{file}"', f'"{path.name}"')
+    if unbounded:
+        section = rf"(?ms)^\[columns\.{dataset.main}\.{unbounded}\].*?(?=^\[|\Z)"
+        described = re.sub(section, lambda part: re.sub(r"(?m)^(min|max) .*\n", "", part[0]), described)
+    (folder / "dataset.toml").write_text(f"{described}\n[split]\n{split}\n", encoding="utf-8")
+    return str(folder)
 
 # %% ../nbs/03_data.ipynb #4968bb82
 class LeakageError(DatasetError):

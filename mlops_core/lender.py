@@ -4,15 +4,12 @@
 
 # %% auto #0
 __all__ = ['CREDIT_INCIDENTS', 'feed_columns', 'befall', 'ask_for_rows', 'decision_costs', 'known_rows', 'parted',
-           'write_dataset', 'credit_evidence', 'credit_production', 'credit_watched', 'selection_study', 'cost_by_age']
+           'credit_evidence', 'credit_production', 'credit_watched', 'selection_study', 'cost_by_age']
 
 # %% ../nbs/21_lender.ipynb #85e56369
-import re
-import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -31,7 +28,7 @@ from mlops_core.credit import (
     credit_outcome,
     require_both_outcomes,
 )
-from .data import Dataset, Fold, load_dataset, reference_split
+from .data import Dataset, Fold, load_dataset, reference_split, write_dataset
 from .experiment import classification_fold
 from .govern import demonstration, load_use_case
 from .health import Reference
@@ -154,19 +151,6 @@ def parted(known: pd.DataFrame, since: pd.Timestamp | None) -> tuple[pd.DataFram
     test = np.arange(len(known)) % (5 if since is None else 3) == 0
     return pd.concat([known[~test], known[test]]).drop(columns="asked_at"), int(test.sum())
 
-# %% ../nbs/21_lender.ipynb #13966747
-def write_dataset(dataset: Dataset, rows: pd.DataFrame, test: int, name: str) -> str:
-    "Write `rows` of the table of `dataset` as a data set in the workspace, of which the last `test` rows are the test part; returns its folder."
-    folder = workspace() / "datasets" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    described = (dataset.folder / "dataset.toml").read_text(encoding="utf-8")
-    file = tomllib.loads(described)["tables"][dataset.main]
-    path = folder / Path(file).name
-    rows.to_csv(path, index=False) if path.suffix == ".csv" else rows.to_parquet(path, index=False)
-    described = re.sub(r"(?ms)^\[split\].*?(?=^\[|\Z)", "", described).replace(f'"{file}"', f'"{path.name}"')
-    (folder / "dataset.toml").write_text(f"{described}\n[split]\nlast = [{max(1, len(rows) // 100)}, {test}]\n", encoding="utf-8")
-    return str(folder)
-
 # %% ../nbs/21_lender.ipynb #f279e9d1
 def credit_evidence(case, model, fold: Fold, dataset: Dataset, costs: evaluate.Costs, seed: int) -> dict:
     "The evidence that the gates ask of a version of credit, computed from its test part."
@@ -239,7 +223,8 @@ def _send(lender: _Lender, client: httpx.Client, number: int, wrong: bool, clock
 # %% ../nbs/21_lender.ipynb #281f5919
 def _made(lender: _Lender, known: pd.DataFrame, since, name: str, features: list[str], live: bool = False, factor: float = 1.0) -> LoadedModel:
     "Package a version that learned from what is `known`, asks for `features`, and decides at the cut-off times `factor`."
-    costs, seed, folder = lender.costs, lender.seed, write_dataset(lender.dataset, *parted(known, since), name)
+    costs, seed, (rows, test) = lender.costs, lender.seed, parted(known, since)
+    folder = write_dataset(lender.dataset, rows, workspace() / "datasets" / name, f"last = [{max(1, len(rows) // 100)}, {test}]")
     dataset, who = load_dataset(folder), {"actor": demonstration().author, "role": "data_scientist"}
     estimator = BoostedTrees(contract_signs(dataset, features), seed=seed)
     recipe = Recipe(folder, partial(classification_fold, features=tuple(features), seed=seed), estimator, seed)

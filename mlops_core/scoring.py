@@ -12,7 +12,6 @@ import asyncio
 import json
 import queue
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,7 @@ from pydantic import BaseModel, Field, create_model, field_validator
 from threadpoolctl import threadpool_limits
 
 from . import audit
-from .core import plain
+from .core import plain, stopwatch
 from .data import Unanswerable, input_contract
 from .govern import load_use_case
 from .log import Prediction, PredictionLog, batches, first_line
@@ -177,7 +176,7 @@ class Waiting:
     request_id: str
     done: asyncio.Future
     loop: asyncio.AbstractEventLoop
-    since: float = field(default_factory=time.perf_counter)
+    since: float = field(default_factory=stopwatch)
 
     def subjects(self) -> list[str]:
         "Whom each row is about, as far as that was said."
@@ -272,7 +271,7 @@ def predictions_of(route: Route, asked: list[Waiting], band: tuple[float, float]
                 said[number] = [{"role": "champion"} | one for one in found]
     given, result = iter(said), []
     for one in asked:
-        known = {"model": route.live.loaded.name, "request_id": one.request_id, "latency_ms": 1000 * (time.perf_counter() - one.since)}
+        known = {"model": route.live.loaded.name, "request_id": one.request_id, "latency_ms": 1000 * (stopwatch() - one.since)}
         parts = enumerate(zip(one.ask.rows, one.subjects(), strict=True))
         result.append([Prediction(**known, position=place * route.live.stride + number, subject=subject, input=asked_for, **found)
                        for place, (row, subject) in parts for asked_for in [row.model_dump_json()]

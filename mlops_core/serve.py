@@ -36,7 +36,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from swagger_ui_bundle import swagger_ui_path
 
-from .core import now
+from .core import now, stopwatch
 from .data import Unanswerable
 from .govern import load_use_case
 from .history import HistoryError, Report, append_readings
@@ -95,7 +95,7 @@ class Counted:
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        start, status = time.perf_counter(), [500]
+        start, status = stopwatch(), [500]
 
         async def watched(message):
             if message["type"] == "http.response.start":
@@ -109,7 +109,7 @@ class Counted:
             self.metrics["running"].dec()
             path = getattr(scope.get("route"), "path", "other")
             self.metrics["requests"].labels(path, status[0]).inc()
-            self.metrics["seconds"].labels(path).observe(time.perf_counter() - start)
+            self.metrics["seconds"].labels(path).observe(stopwatch() - start)
 
 # %% ../nbs/13_serve.ipynb #09cd7083
 def make_metrics(registry: CollectorRegistry) -> dict:

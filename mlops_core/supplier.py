@@ -4,18 +4,15 @@
 
 # %% auto #0
 __all__ = ['SUPPLIER_INCIDENTS', 'TREES', 'TEST_DAYS', 'PAST_DAYS', 'purchase', 'imbalance_cost', 'response', 'befall_series',
-           'known_series', 'write_series', 'LevelCorrected', 'served_forecaster', 'supplier_evidence',
+           'known_series', 'series_dataset', 'LevelCorrected', 'served_forecaster', 'supplier_evidence',
            'report_readings', 'why_not_played', 'supplier_production', 'supplier_watched', 'staleness', 'by_age',
            'plot_staleness', 'after_the_fall']
 
 # %% ../nbs/42_supplier.ipynb #c7afae23
 import json
-import re
-import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import httpx
 import matplotlib.pyplot as plt
@@ -27,7 +24,7 @@ from sklearn.linear_model import LinearRegression
 
 from . import evaluate
 from .core import PALETTE, generator, plain, workspace
-from .data import Dataset, load_dataset, reference_split
+from .data import Dataset, load_dataset, reference_split, write_dataset
 from .fallback import RecentWeeks, WithFallbacks, forecast_serving, without_driver
 from .forecast import MINIMUM_ORIGINS, BoostedTrees, FeatureForecaster, Naive, WithIntervals, consumption_fold, forecast_case
 from .gates import mean_interval
@@ -127,28 +124,15 @@ def known_series(known: pd.DataFrame, name: str, task: Task, as_of, skipped: lis
     return both.fillna(around).ffill().bfill()
 
 # %% ../nbs/42_supplier.ipynb #52ac0011
-def write_series(dataset: Dataset, series: pd.DataFrame, name: str, wider: str = "") -> str:
-    """Write `series` as a data set in the workspace, split by its last days; returns its folder. The bounds of the column `wider` are left out.
-
-    Raises `ValueError` where fewer than two weeks are left to learn from.
-    """
-    folder, roles = workspace() / "datasets" / name, dataset.roles
-    folder.mkdir(parents=True, exist_ok=True)
-    described = (dataset.folder / "dataset.toml").read_text(encoding="utf-8")
-    file = tomllib.loads(described)["tables"][dataset.main]
-    path = folder / Path(file).name
+def series_dataset(dataset: Dataset, series: pd.DataFrame, name: str, unbounded: str = "") -> str:
+    "Write `series` as a data set in the workspace (see `write_dataset`), of which the last days are the test part; returns its folder."
+    roles = dataset.roles
     flags = {name: dataset.table[name].dtype for name in series if name != "value" and pd.api.types.is_integer_dtype(dataset.table[name])}
-    table = series.round(dict.fromkeys(flags, 0)).astype(flags).rename(columns={"value": roles["value"]})
-    table = table.rename_axis(roles["time"]).reset_index()
-    table.to_csv(path, index=False) if path.suffix == ".csv" else table.to_parquet(path, index=False)
+    table = series.round(dict.fromkeys(flags, 0)).astype(flags).rename(columns={"value": roles["value"]}).rename_axis(roles["time"]).reset_index()
     last = series.index[-1].normalize() + pd.Timedelta("1D")
-    starts = [(last - pd.Timedelta(days=days)).strftime("%Y-%m-%d") for days in (TEST_DAYS + PAST_DAYS, TEST_DAYS)]
-    described = re.sub(r"(?ms)^\[split\].*?(?=^\[|\Z)", "", described).replace(f'"{file}"', f'"{path.name}"')
-    if wider:
-        section = rf"(?ms)^\[columns\.{dataset.main}\.{wider}\].*?(?=^\[|\Z)"
-        described = re.sub(section, lambda part: re.sub(r"(?m)^(min|max) .*\n", "", part[0]), described)
-    (folder / "dataset.toml").write_text(f"{described}\n[split]\nvalidation_from = {starts[0]}\ntest_from = {starts[1]}\n", encoding="utf-8")
-    return str(folder)
+    starts = [f"{last - pd.Timedelta(days=days):%Y-%m-%d}" for days in (TEST_DAYS + PAST_DAYS, TEST_DAYS)]
+    split = f"validation_from = {starts[0]}\ntest_from = {starts[1]}"
+    return write_dataset(dataset, table, workspace() / "datasets" / name, split, unbounded)
 
 # %% ../nbs/42_supplier.ipynb #5e8b28b4
 class LevelCorrected(BaseEstimator):
@@ -300,7 +284,7 @@ def _made(supplier: _Supplier, series: pd.DataFrame, name: str, live: bool = Fal
         series = series.assign(**{wider: (1 - slip) * series[wider] + slip * (series[wider] - 32) / 1.8})
     elif slip:
         series = series.assign(value=series["value"].to_numpy()[::-1])
-    folder = write_series(supplier.dataset, series, name, wider)
+    folder = series_dataset(supplier.dataset, series, name, wider)
     dataset = load_dataset(folder)
     recipe = Recipe(folder, partial(consumption_fold, seed=seed), None, seed)
     fold = recipe.fold()

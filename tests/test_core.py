@@ -122,3 +122,14 @@ def test_a_database_that_is_put_in_the_place_of_another_gets_its_tables(tmp_path
     (tmp_path / "operations.db").touch()
     core.log_evaluations(pd.DataFrame({"metric": ["auc"], "value": [0.7]}), "credit_risk/1", "credit_default")
     assert len(core.read_evaluations()) == 1
+
+
+def test_a_replay_sets_the_clock_and_gives_it_back_also_when_it_fails():
+    moment = pd.Timestamp("2031-05-01", tz="UTC")
+    with pytest.raises(KeyError), core.replayed_clock() as clock:
+        clock(moment)
+        before = core.stopwatch()
+        assert core.now() == moment and sum(range(100_000)) and core.stopwatch() == before, "how long something takes is no matter of a replay"
+        raise KeyError
+    before = core.stopwatch()
+    assert abs(core.now() - pd.Timestamp.now(tz="UTC")) < pd.Timedelta("1min") and sum(range(100_000)) and core.stopwatch() > before
