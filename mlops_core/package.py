@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+import mistune
 import mlflow
 import numpy as np
 import pandas as pd
@@ -146,10 +146,8 @@ def _number(value) -> str:
 
 # %% ../nbs/09_package.ipynb #fa65b9f3
 def as_html(markdown: str) -> str:
-    "HTML of `markdown`, without the links that headings would have to themselves."
-    from nbconvert.filters import markdown2html  # here, for it takes a second and no server writes a card
-
-    return re.sub(r'<a class="anchor-link".*?</a>', "", markdown2html(markdown))
+    "HTML of `markdown` with its tables; what is HTML in it is shown as it is written."
+    return mistune.create_markdown(plugins=["table"])(markdown)
 
 # %% ../nbs/09_package.ipynb #0c79758f
 def _write_card(folder: Path) -> None:

@@ -374,7 +374,7 @@ def supplier_watched(dataset: Dataset, periods: int = 28, begins: int = 14, seed
     pool, known = _Pool(dataset, seed, periods, begins), reference("consumption_forecast")
     supplier = pool.supplier
     origins = pd.DatetimeIndex([supplier.first + pd.Timedelta(days=number) for number in range(supplier.days)])
-    start, weeks = supplier.moment(supplier.first).tz_localize(None), len(origins) // 7
+    start, weeks, beside = supplier.moment(supplier.first).tz_localize(None), len(origins) // 7, {}
 
     def draw(number, incident, size):
         random = generator(seed, f"replay {number}")
@@ -391,12 +391,13 @@ def supplier_watched(dataset: Dataset, periods: int = 28, begins: int = 14, seed
         rows = [_log_rows(said[said["origin"] == day], start + pd.Timedelta(days=place), place, known.loaded.version)
                 for place, (said, day) in enumerate(parts)]  # fmt: skip
         table = pd.concat(rows, ignore_index=True)
-        table.attrs["told"] = [(supplier.series if place < begins else told, day) for place, (_, day) in enumerate(parts)]
+        key = table.attrs["replay"] = (number, incident.name, size)  # pandas copies what is in attrs at every step, so no series there
+        beside[key] = [(supplier.series if place < begins else told, day) for place, (_, day) in enumerate(parts)]
         return table
 
     def more(rows, as_of):
         place = (as_of - start) // pd.Timedelta("1D") - 1
-        told, day = rows.attrs["told"][int(place)]
+        told, day = beside[rows.attrs["replay"]][int(place)]
         until = supplier.moment(day) + pd.Timedelta("1D")
         values = told.set_axis(told.index.tz_convert("UTC") if told.index.tz else told.index.tz_localize("UTC"))
         return [readings_check(known, values[values.index < until], until - pd.Timedelta("1D"), until)[0]]
