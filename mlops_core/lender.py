@@ -263,9 +263,12 @@ def credit_production(dataset: Dataset, incident: str = "none", size: float | No
     return Production("credit_risk", start, pd.Timedelta(days=7), weeks, chosen, begins, begin, partial(_send, lender), learn)
 
 # %% ../nbs/21_lender.ipynb #325e5db1
-def credit_watched(dataset: Dataset, known: Reference, seed: int = 0, weeks: int = 26, begins: int = 13, weekly: int = 230,
+def credit_watched(dataset: Dataset, known: Reference, seed: int = 0, weeks: int = 30, begins: int = 8, weekly: int = 230,
                    costs: evaluate.Costs = evaluate.Costs()) -> Watched:  # noqa: B008 (frozen)
-    "What a study of credit plays: `weekly` applicants, drawn anew for each replay, answered by the version of `known`."
+    """What a study of credit plays: `weekly` applicants, drawn anew for each replay, answered by the version of `known`.
+
+    An incident has 22 weeks to be seen: outcomes come after 60 days, and a window of them is 30 days long.
+    """
     start, delay = pd.Timestamp("2027-01-04"), pd.Timedelta(days=load_use_case("credit_risk").label_delay_days)
     live = make_live(known.loaded, RequestLimits())
 
