@@ -195,7 +195,7 @@ def measure(rounds, seconds, sample=0, shadow_rounds=12):
             found = compare(version, our, rounds, seconds)
             # of 64 clients who wait for each other, all ask at once and share frames, as no clients of an open loop do
             capacity = found.query("server == 'ours' and connections == 8")["per_second"].median()
-            return found, with_shadow(version, our, capacity / 2, shadow_rounds, seconds) if shadow_rounds else None
+            return found, with_shadow(version, our, capacity / 2, shadow_rounds, max(seconds, 3)) if shadow_rounds else None
 
 
 def main(rounds=5, seconds=4.0):
