@@ -286,6 +286,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mlops_core', 'doc_host': '
                                    'mlops_core.counts.Profile.merge': ('counts.html#profile.merge', 'mlops_core/counts.py'),
                                    'mlops_core.counts.Profile.to_json': ('counts.html#profile.to_json', 'mlops_core/counts.py'),
                                    'mlops_core.counts.ProfileError': ('counts.html#profileerror', 'mlops_core/counts.py'),
+                                   'mlops_core.counts._binned': ('counts.html#_binned', 'mlops_core/counts.py'),
                                    'mlops_core.counts._counted': ('counts.html#_counted', 'mlops_core/counts.py'),
                                    'mlops_core.counts._each': ('counts.html#_each', 'mlops_core/counts.py'),
                                    'mlops_core.counts._frames': ('counts.html#_frames', 'mlops_core/counts.py'),

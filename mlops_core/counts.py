@@ -8,7 +8,7 @@ __all__ = ['SAMPLE', 'REFERENCE', 'ProfileError', 'Profile', 'write_reference', 
 # %% ../nbs/08_counts.ipynb #1da7b533
 import json
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, starmap
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,7 @@ class Profile:
         parts = _parts(table, columns)
         lengths = _each(parts, _length)
         sample = _samples(parts, lengths, _sampled(sum(lengths)))
-        bins = {name: empty_counts(kind, choose_marks(kind, values)) for name, values in sample if (kind := column_kind(values))}
+        bins = {name: column for name, column in starmap(_binned, sample) if column}  # which holds one column of the sample at a time
         if not sum(lengths) or not bins:
             raise ProfileError("a table without rows, or without a column of numbers or categories, has no profile; look at what was read")
         if unknown := set(columns or ()) - set(bins):
@@ -123,15 +123,15 @@ def _parts(table, columns: list[str] | None) -> list:
     return (table if columns is None else table[[name for name in columns if name in table.columns]]).to_delayed()
 
 # %% ../nbs/08_counts.ipynb #ee3aaf01
-def _frames(part):
-    "The data frames that a part consists of, in order."
+def _frames(part, step: int = SAMPLE):
+    "The data frames that a part consists of, in order, of `step` rows."
     if isinstance(part, pd.DataFrame):
-        yield from (part.iloc[start : start + SAMPLE] for start in range(0, max(1, len(part)), SAMPLE))
+        yield from (part.iloc[start : start + step] for start in range(0, max(1, len(part)), step))
         return
     path, columns = part
     with pq.ParquetFile(path, pre_buffer=False) as file:
         names = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
-        for batch in file.iter_batches(SAMPLE, columns=names):
+        for batch in file.iter_batches(step, columns=names):
             yield batch.to_pandas()
 
 # %% ../nbs/08_counts.ipynb #1ae4096e
@@ -158,11 +158,16 @@ def _sampled(rows: int) -> np.ndarray:
     places *= rows / SAMPLE
     return np.minimum(places, rows - 1, out=places).astype("int64")
 
+
+def _binned(name: str, values: pd.Series) -> tuple[str, Counts | None]:
+    kind = column_kind(values)
+    return name, empty_counts(kind, choose_marks(kind, values)) if kind else None
+
 # %% ../nbs/08_counts.ipynb #26cbce71
-def _taken(part, places: np.ndarray) -> pd.DataFrame:
+def _taken(part, places: np.ndarray, step: int = SAMPLE) -> pd.DataFrame:
     "The rows of a part at `places`, which rise."
     taken, start = [], 0
-    for frame in _frames(part):
+    for frame in _frames(part, step):
         here = slice(*np.searchsorted(places, [start, start + len(frame)]))
         taken.append(frame.iloc[places[here] - start])
         start += len(frame)
@@ -174,7 +179,10 @@ def _samples(parts: list, lengths: list[int], places: np.ndarray):
     eighth = 8 if len(places) == SAMPLE else 1
     if isinstance(parts[0], pd.DataFrame):  # column by column, which takes no copy of the sample as a whole
         for name, values in parts[0].items():
-            yield name, _taken(parts[0][[name]], places[:: 1 if is_numeric_dtype(values) else eighth])[name]
+            if is_numeric_dtype(values):
+                yield name, pd.Series(values.array[places])  # an index would be as large as the sample
+            else:  # texts that lie around the wanted ones are copied with them, so few at once
+                yield name, _taken(parts[0][[name]], places[::eighth], SAMPLE // 16)[name]
         return
     stretches = pairwise(np.cumsum([0, *lengths]))
     picks = [places[slice(*np.searchsorted(places, stretch))] - stretch[0] for stretch in stretches]
