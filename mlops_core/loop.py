@@ -399,7 +399,7 @@ def plot_story(table: pd.DataFrame, unit: str, per: int = 1) -> plt.Figure:
         dots = {"markersize": 3, "color": PALETTE[place % len(PALETTE)], "label": f"version {version} is live"}
         top.plot(rows["as_of"], per * rows["cost"] / rows["n"], "o", **dots)
     top.set(ylabel=unit)
-    top.legend(fontsize="small", loc="upper left")
+    top.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.1)  # above, where no dot is
     for place, check in enumerate(checks):
         rung = table[[check in said.split(", ") for said in table["alerts"]]]
         below.plot(rung["as_of"], [place] * len(rung), "s", markersize=4, color=PALETTE[1])
