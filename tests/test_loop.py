@@ -31,11 +31,13 @@ def unit_error(dataset):
 @pytest.fixture(scope="module")
 def slip(dataset):
     """A year that begins late: the live version is due at once, and its successor has a tenth of the cut-off."""
-    with rehearsal.rehearsal(), pytest.MonkeyPatch.context() as patch:
-        hasty = load_use_case("credit_risk").model_copy(update={"retrain_every_days": 7, "retrain_rows": 1, "label_delay_days": 3})
-        for module in ("loop", "lender", "health", "maturity"):
-            patch.setattr(f"mlops_core.{module}.load_use_case", lambda name: hasty)
-        yield kept(loop.replay(lender.credit_production(dataset, "bad_successor", begins=0, weeks=5), progress=False))
+    with rehearsal.rehearsal():
+        with pytest.MonkeyPatch.context() as patch:
+            hasty = load_use_case("credit_risk").model_copy(update={"retrain_every_days": 7, "retrain_rows": 1, "label_delay_days": 3})
+            for module in ("loop", "lender", "health", "maturity"):
+                patch.setattr(f"mlops_core.{module}.load_use_case", lambda name: hasty)
+            found = kept(loop.replay(lender.credit_production(dataset, "bad_successor", begins=0, weeks=5), progress=False))
+        yield found
 
 
 def test_a_broken_feed_is_met_by_falling_back_and_nothing_is_learned(unit_error):
