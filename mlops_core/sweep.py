@@ -131,7 +131,8 @@ def _panel(axis, table: pd.DataFrame, name: str, others: list[str]) -> None:
     levels = list(dict.fromkeys(table[name]))
     numeric = all(map(is_number, levels))
     place = table[name] if numeric else table[name].map(levels.index)
-    axis.errorbar(place, table["value"], [table["value"] - table["low"], table["high"] - table["value"]], fmt="o", ms=3, alpha=0.35, lw=1)
+    axis.vlines(place, table["low"].astype(float), table["high"].astype(float), color="C0", alpha=0.35, lw=1)  # which may lie beside its value
+    axis.plot(place, table["value"], "o", color="C0", ms=3, alpha=0.35)
     drawn = table.assign(place=place).sort_values("place")
     lines = [line.set_index("place")["value"] for _, line in drawn.groupby(others)] if others else [drawn.set_index("place")["value"]]
     for line in lines:

@@ -262,6 +262,13 @@ def test_two_workers_on_one_point_make_one_run(tmp_path, monkeypatch):
     assert len(started) == 1
 
 
+def test_an_interval_may_lie_beside_its_value():
+    "As that of a calibration error on a small sample does, which chance makes larger in each draw."
+    table = pd.DataFrame({"seed": [0, 1], "value": [0.01, 0.03], "low": [0.02, 0.02], "high": [0.04, 0.04]})
+    (axis,) = sweep.small_multiples(table, ["seed"], {"name": "ece"}).axes
+    assert [segment[:, 1].tolist() for segment in axis.collections[0].get_segments()] == [[0.02, 0.04]] * 2
+
+
 def test_small_multiples_draw_numbers_words_and_wide_ranges():
     table = pd.DataFrame({"sample": [10, 1000, 10, 1000], "kind": ["a", "a", "b", "b"], "value": [1.0, 2, 3, 4], "low": [0.5] * 4, "high": [4.5] * 4})
     figure = sweep.small_multiples(table, ["sample", "kind"], {"name": "x", "limit": 2})
