@@ -32,15 +32,7 @@ from .loop import Incident, Production, find_incident
 from .monitor import judge_volume, report_rows
 from .package import LoadedModel, Recipe, package_model, use_case_tables
 from .probes import Probe, order_probe, shift_probes
-from mlops_core.recommend import (
-    Habits,
-    Popularity,
-    purchases,
-    recommend,
-    recommendation_case,
-    recommendation_fold,  # fmt: skip
-    sample_users,
-)
+from .recommend import Habits, Popularity, purchases, recommend, recommendation_case, recommendation_fold, sample_users
 from .rehearsal import rehearsed_version
 from .risk import stress
 from .traffic import place

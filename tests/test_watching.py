@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlops_core import watching
+from mlops_core import core, watching
 from mlops_core.counts import Profile
 from mlops_core.drift import scale_factor
 from mlops_core.govern import Bounds, Limits
@@ -66,3 +66,14 @@ def test_another_unit_is_told_from_behaviour_by_its_newest_values(factor):
 def test_how_far_a_value_lies_beyond_its_bounds():
     assert Bounds(at_most=0.03).beyond(0.05) == pytest.approx(0.02) and Bounds(at_most=0.03).beyond(0.01) < 0
     assert Bounds(at_least=0.7, at_most=0.9).beyond(0.6) == pytest.approx(0.1) and Bounds().beyond(5) == float("-inf")
+
+
+def test_the_readme_tells_what_the_last_study_found():
+    table, readme = pd.read_csv(core.home() / "tests" / "study_watching.csv"), (core.home() / "README.md").read_text()
+    words = {"credit_risk": "credit", "recommendation": "recommendation", "consumption_forecast": "forecast"}
+    for case, rows in table.set_index("incident").groupby("case"):
+        assert rows.loc["none", "replays"] == 60 and f"{100 * rows.loc['none', 'seen']:.1f} % ({words[case]})" in readme
+    world = table[table["incident"].isin(["popularity_shock", "catalogue_change", "heat_wave", "lockdown"])]
+    for case, seen in world.groupby("case", sort=False)["seen"]:
+        assert f"{' and '.join(f'{100 * share:.0f}' for share in sorted(seen))} % ({words[case]}" in readme
+    assert set(table["case"]) == set(words)
