@@ -30,7 +30,7 @@ from .maturity import label_clock
 from .monitor import Round, monitor_round, plot_performance, scored
 from .package import LoadedModel, facts, load_model, model_folder, recipe_of
 from .rehearsal import rehearsal, sees, wait_until, walk_through
-from .rollout import RolloutRefused, advance, paired, rollback, start
+from .rollout import RolloutRefused, advance, followed, rollback, start
 from .serve import LocalServer, make_app
 from .traffic import Rollout, running
 
@@ -274,16 +274,9 @@ def _apart(made: LoadedModel, live: LoadedModel, ours: pd.DataFrame, theirs: pd.
     return float(off.mean(axis=1).clip(upper=1).mean()), apart
 
 # %% ../nbs/18_loop.ipynb #1d556d89
-def _followed(rolling: Rollout, rows: int, requests: int) -> bool:
-    "Whether both versions have answered the requests of a step, with lists of whatever length, or one failed."
-    both, _, failed = paired(rolling, most=rows)
-    return both["request_id"].nunique() >= requests or failed > 0
-
-
 def _go_on(now: _Played, rolling: Rollout) -> str:
     "Take the next step of a roll-out, once the shadow has followed."
-    asked = joined(now.name, now.found.look.as_of, since=rolling.since)
-    wait_until("the shadow to follow", lambda: _followed(rolling, len(asked), asked["request_id"].nunique()))
+    wait_until("the shadow to follow", lambda: followed(rolling))
     try:
         moved = advance(now.name, **_who("devops"))
     except RolloutRefused as refusal:

