@@ -130,10 +130,10 @@ class Shadow:
         self._after = max([self._after, *[row.number for row in turn]])
         return len(waiting) - late - len(turn)
 
-# %% ../nbs/13_second.ipynb #5ec0d016
+# %% ../nbs/13_second.ipynb #5ec0d026
 LINGERS = 5  # seconds: the next roll-out may begin at once, and a start takes four of them
 
-
+# %% ../nbs/13_second.ipynb #5ec0d016
 def follow_rollouts(name: str) -> None:
     "Follow the roll-outs of `name` until none has run for a while, or the standard input ends; says how many rows were dropped, and how many wait."
     threading.Thread(target=_end_with_the_server, daemon=True).start()
