@@ -138,8 +138,7 @@ def follow_rollouts(name: str) -> None:
     "Follow the roll-outs of `name` until none has run for a while, or the standard input ends; says how many rows were dropped, and how many wait."
     threading.Thread(target=_end_with_the_server, daemon=True).start()
     heard, sys.stdout = sys.stdout, sys.stderr  # what a model prints is no word of ours
-    marks = workspace() / "in_use"
-    marks.mkdir(exist_ok=True)
+    (marks := workspace() / "in_use").mkdir(exist_ok=True)
     alone = FileLock(marks / f"shadow of {name}.lock")
     with alone.acquire(poll_interval=1), PredictionLog(30, promised=False) as log, threadpool_limits(1):
         router, shadow = Router(name, RequestLimits()), Shadow(log, load_use_case(name).review_band)
