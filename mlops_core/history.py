@@ -92,7 +92,8 @@ def _take(connection, series: str, part: pd.DataFrame) -> np.ndarray:
 def read_history(series: str, start, end) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Values of `series` with start <= time < end (UTC), a row per time and a column per quantity, and in the same shape when each was received."
     first, last = _naive_utc([start, end])
-    asked = sa.select(readings).where(readings.c.series == series, readings.c.time >= first.to_pydatetime(), readings.c.time < last.to_pydatetime())
+    asked = sa.select(*[readings.c[name] for name in ("time", "name", "value", "received_at")])
+    asked = asked.where(readings.c.series == series, readings.c.time >= first.to_pydatetime(), readings.c.time < last.to_pydatetime())
     with operations_engine().connect() as connection:
         rows = pd.read_sql(asked, connection, parse_dates=["time", "received_at"])
     rows = rows.assign(**{name: rows[name].dt.tz_localize("UTC") for name in ("time", "received_at")})

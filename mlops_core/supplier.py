@@ -152,7 +152,7 @@ class LevelCorrected(BaseEstimator):
         places = (starts[..., None] + np.arange(inner + task.horizon)).ravel()
         asked = request.iloc[places].reset_index(drop=True)
         ahead = np.arange(len(asked)) % (inner + task.horizon) >= inner
-        asked["origin"] = asked["time"].to_numpy()[np.flatnonzero(ahead)[:: task.horizon]].repeat(inner + task.horizon)
+        asked["origin"] = asked["time"].array[np.flatnonzero(ahead)[:: task.horizon]].repeat(inner + task.horizon)
         true = asked.loc[ahead, "value"].to_numpy(float).reshape(len(starts), self.days + 1, task.horizon)
         said = self.forecaster_.predict(asked)["forecast"].to_numpy().reshape(true.shape)
         apart = np.log(true / said) if task.log else true - said
@@ -452,23 +452,25 @@ def plot_staleness(table: pd.DataFrame) -> plt.Figure:
     return figure
 
 # %% ../nbs/42_supplier.ipynb #b1f57c00
-def after_the_fall(dataset: Dataset, size: float = 0.12, begins: int = 14, waits: int = 7, seed: int = 0, ratio: float = 3.0) -> pd.DataFrame:
-    """Imbalance (per cent of demand) by week after a fall of demand by `size` on the held-back day `begins`: a column per remedy.
+def after_the_fall(dataset: Dataset, size: float = 0.12, begins: int = 14, waits: int = 7, weeks: int = 8, seed: int = 0,
+                   ratio: float = 3.0) -> pd.DataFrame:  # fmt: skip
+    """Imbalance (per cent of demand) in each of `weeks` after a fall of demand by `size` on the held-back day `begins`: a column per remedy.
 
     Those that train again do so `waits` days after the fall; before that they are what they were."""
     supplier = _Supplier(dataset, SUPPLIER_INCIDENTS["lockdown"], size, seed, 1, ratio)
     task, fall = supplier.task, supplier.first + pd.Timedelta(days=begins)
     series = supplier.series.assign(value=supplier.series["value"].where(supplier.series.index < fall, supplier.truth["value"]))
-    origins = pd.DatetimeIndex([fall + pd.Timedelta(days=number) for number in range(supplier.days - begins)])
+    origins = pd.DatetimeIndex([fall + pd.Timedelta(days=number) for number in range(min(7 * weeks, supplier.days - begins))])
     found = {}
     for corrected in (False, True):
         said = []
-        for at, asked in ((supplier.first, origins[:waits]), (supplier.first, origins[waits:]), (fall + pd.Timedelta(days=waits), origins[waits:])):
+        for at, asked in ((supplier.first, origins), (fall + pd.Timedelta(days=waits), origins[waits:])):
             past = series[series.index < at]
             model = served_forecaster(past, task, at, seed, corrected).forecaster.fit(past.drop(columns="value"), past["value"])
             answers = model.predict(requests(series, task, asked))
             cost = imbalance_cost(purchase(answers, ratio), series["value"].loc[answers["time"]], supplier.usual, ratio)
-            said.append(pd.Series(cost, (answers["origin"] - fall) // pd.Timedelta("7D")).groupby(level=0).mean())
+            said.append(pd.Series(cost, answers["origin"].to_numpy()).groupby(level=0).mean())
         word = ", corrected" if corrected else ""
-        found |= {f"as it was{word}": pd.concat(said[:2]), f"trained again{word}": pd.concat([said[0], said[2]])}
-    return pd.DataFrame(found).rename_axis("week")
+        found |= {f"as it was{word}": said[0], f"trained again{word}": said[1].combine_first(said[0])}
+    days = pd.DataFrame(found)
+    return days.groupby((days.index - fall) // pd.Timedelta("7D")).mean().rename_axis("week")

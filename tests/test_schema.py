@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from mlops_core.contract import Column, check_table
+from mlops_core.contract import Column, check_table, parse_times
 from mlops_core.data import load_dataset
 from mlops_core.schema import complaints, row_type
 
@@ -72,3 +72,19 @@ def test_the_type_describes_itself():
     schema = row_type({"age": Column("integer", min=0, max=120, unit="years", description="age at application")}, {"age": 30}).model_json_schema()
     assert schema["properties"]["age"]["maximum"] == 120 and "years" in schema["properties"]["age"]["description"]
     assert schema["example"] == {"age": 30} and schema["additionalProperties"] is False
+
+
+ZONES = ["", "Z", "+01:00", "-14:00", "+14:00", "+25:00", "+01:75", "-00:00"]
+
+
+@pytest.mark.parametrize("zone", ZONES)
+def test_a_time_is_the_time_that_a_table_would_hold(zone):
+    kind = row_type({"x": Column("time", available="known_ahead")})
+    days = ["2026-03-01T12:00:00", "1900-12-31T23:59:59", "2099-02-28T00:00:00", "2026-03-01T24:00:00", "2026-02-30T12:00:00", "2026-03-01T12:60:00",
+            "1812-06-01T12:00:00", "2026-03-01T12:00:00.5", "2026-03-01 12:00:00", "2026-03-01T12:00", "2026-02-30 12:00:00"]  # fmt: skip
+    for text in [day + zone for day in days]:
+        held = parse_times(pd.Series([text], dtype=object)).iloc[0]
+        assert accepted(kind, {"x": text}) == pd.notna(held), text
+        if pd.notna(held):
+            read = kind.model_validate({"x": text}).x
+            assert (read, str(read.tz), read.unit) == (held, str(held.tz), held.unit), text
