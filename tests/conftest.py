@@ -15,7 +15,8 @@ from mlflow.utils import requirements_utils as requirements
 from mlops_core import core
 
 NUMBERS = itertools.count()
-SLOWEST = ("test_cases", "test_gates", "test_rollout", "test_serve", "test_forecast", "test_report", "test_release")
+SLOWEST = ("test_cases", "test_gates", "test_rollout", "test_serve", "test_forecast", "test_credit", "test_recommend", "test_release",
+           "test_loop", "test_second", "test_workshop")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
