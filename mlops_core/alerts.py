@@ -10,7 +10,7 @@ import pandas as pd
 import sqlalchemy as sa
 
 from . import audit
-from .core import now, operations_engine, tables
+from .core import naive_utc, now, operations_engine, tables
 from .govern import GovernanceError, Runbook, runbooks
 
 # %% ../nbs/15_alerts.ipynb #79eb588e
@@ -25,11 +25,6 @@ alerts = sa.Table(
 CALM_ROUNDS = 2  # rounds in a row without a breach, before an alert closes
 
 # %% ../nbs/15_alerts.ipynb #d975d4b1
-def _moment(time) -> object:
-    time = now() if time is None else pd.Timestamp(time)
-    return (time.tz_convert("UTC").tz_localize(None) if time.tz else time).to_pydatetime()
-
-
 def _frame(*conditions) -> pd.DataFrame:
     with operations_engine().connect() as connection:
         return pd.read_sql(sa.select(alerts).where(*conditions).order_by(alerts.c.number), connection)
@@ -66,7 +61,7 @@ def observe(model: str, verdicts: pd.DataFrame, as_of=None) -> pd.DataFrame:
     Opening and closing are entries of the audit log. The same round twice changes nothing. Raises `GovernanceError` for a check that has no
     runbook.
     """
-    books, moment = runbooks(), _moment(as_of)
+    books, moment = runbooks(), naive_utc(now() if as_of is None else as_of).to_pydatetime()
     if strange := sorted(set(verdicts["check"]) - set(books)):
         raise GovernanceError(f"no runbook for {', '.join(strange)}: an alert needs an owner; see data/policies/runbook.toml")
     for row in verdicts.itertuples():

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['tables', 'evaluations', 'RECORD_TYPE', 'PALETTE', 'home', 'workspace', 'tracking_uri', 'operations_engine', 'now',
-           'stopwatch', 'replayed_clock', 'log_evaluations', 'read_evaluations', 'generator', 'seed_everything',
-           'code_revision', 'environment', 'Parameter', 'parse_parameters', 'ParameterError', 'check_parameter',
-           'check_parameters', 'case_parameters', 'start_case', 'plain', 'record', 'read_records', 'use_house_style',
-           'show', 'what_if']
+           'stopwatch', 'replayed_clock', 'log_evaluations', 'read_evaluations', 'naive_utc', 'generator',
+           'seed_everything', 'code_revision', 'environment', 'Parameter', 'parse_parameters', 'ParameterError',
+           'check_parameter', 'check_parameters', 'case_parameters', 'start_case', 'plain', 'record', 'read_records',
+           'use_house_style', 'show', 'what_if']
 
 # %% ../nbs/00_core.ipynb #89b28d58
 import ast
@@ -161,6 +161,12 @@ def read_evaluations(**equal: str) -> pd.DataFrame:
         query = query.where(evaluations.c[column] == value)
     with operations_engine().connect() as connection:
         return pd.read_sql(query, connection).drop(columns="id")
+
+# %% ../nbs/00_core.ipynb #a193cef4
+def naive_utc(moment) -> pd.Timestamp:
+    "`moment` in UTC without its zone, as the databases keep times; what has no zone is in UTC already."
+    moment = pd.Timestamp(moment)
+    return moment.tz_convert("UTC").tz_localize(None) if moment.tz else moment
 
 # %% ../nbs/00_core.ipynb #bc430938
 def generator(seed: int, purpose: str) -> np.random.Generator:

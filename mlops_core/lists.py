@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from . import audit
 from .artifact import ArtifactError
-from .core import now, operations_engine, plain, tables
+from .core import naive_utc, now, operations_engine, plain, tables
 from .package import load_model
 from .signoff import acting
 
@@ -27,10 +27,6 @@ stored_lists = sa.Table(
     sa.Column("computed_at", sa.DateTime, nullable=False), sa.Column("expires_at", sa.DateTime, nullable=False),
     extend_existing=True,  # the lesson and the module may meet in one process
 )
-
-
-def _utc():
-    return now().tz_convert("UTC").tz_localize(None)
 
 # %% ../nbs/14_lists.ipynb #242abdc0
 def compute_lists(name: str, hours: float = 36, *, actor: str, role: str, part: int = 250, progress: bool = True) -> int:
@@ -43,7 +39,7 @@ def compute_lists(name: str, hours: float = 36, *, actor: str, role: str, part: 
     loaded = load_model(name)
     if loaded.serving is None or loaded.serving.everyone is None:
         raise ArtifactError(f"{loaded.subject} answers requests about single rows and has no lists to compute; score a file: mlops score {name}")
-    everyone, begun = loaded.serving.everyone(loaded.model), _utc()
+    everyone, begun = loaded.serving.everyone(loaded.model), naive_utc(now())
     known = {"model": name, "version": loaded.version, "computed_at": begun.to_pydatetime(),
              "expires_at": (begun + pd.Timedelta(hours=hours)).to_pydatetime()}  # fmt: skip
     rows = []
@@ -69,7 +65,7 @@ def find_lists(name: str, subjects: list[str]) -> dict[str, list[dict] | str]:
     asked = sa.select(stored_lists).where(stored_lists.c.model == name, stored_lists.c.subject.in_(subjects))
     with operations_engine().connect() as connection:
         there = {row.subject: row for row in connection.execute(asked)}
-    moment = _utc()
+    moment = naive_utc(now())
     return {subject: "no stored list" if subject not in there
             else f"stored list expired at {there[subject].expires_at:%Y-%m-%d %H:%M} UTC" if there[subject].expires_at <= moment
             else json.loads(there[subject].answers) for subject in subjects}  # fmt: skip

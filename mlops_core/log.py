@@ -10,6 +10,7 @@ __all__ = ['predictions', 'outcomes', 'conflicts', 'TALLY', 'erased', 'Predictio
 # %% ../nbs/11_log.ipynb #87fbd910
 import contextlib
 import json
+import operator
 import os
 import queue
 import threading
@@ -23,7 +24,7 @@ import pandas as pd
 import sqlalchemy as sa
 
 from . import audit
-from .core import now, operations_engine, tables
+from .core import naive_utc, now, operations_engine, tables
 from .signoff import acting
 
 # %% ../nbs/11_log.ipynb #61388a66
@@ -62,11 +63,6 @@ erased = _table(
     sa.Column("outcome_sum", sa.Float, nullable=False),
 )  # fmt: skip
 
-# %% ../nbs/11_log.ipynb #2e5eb9ba
-def _utc(moment=None):
-    moment = now() if moment is None else pd.Timestamp(moment)
-    return (moment.tz_convert("UTC").tz_localize(None) if moment.tz else moment).to_pydatetime()
-
 # %% ../nbs/11_log.ipynb #6f63c4a4
 @dataclass(frozen=True)
 class Prediction:
@@ -91,7 +87,7 @@ class Prediction:
     latency_ms: float | None = None
     violations: str = "[]"
     fallback: str = ""
-    time: object = field(default_factory=_utc)
+    time: object = field(default_factory=lambda: naive_utc(now()).to_pydatetime())
 
 # %% ../nbs/11_log.ipynb #67af031f
 class LogUnavailable(RuntimeError):
@@ -285,7 +281,7 @@ def record_outcomes(model: str, frame: pd.DataFrame, chunk: int = 5000) -> Recei
 
 # %% ../nbs/11_log.ipynb #0b8a2671
 def _apply(model: str, frame: pd.DataFrame) -> np.ndarray:
-    ids, received, new, other, counts = frame["request_id"].unique().tolist(), _utc(), {}, [], np.zeros(4, dtype=int)
+    ids, received, new, other, counts = frame["request_id"].unique().tolist(), naive_utc(now()).to_pydatetime(), {}, [], np.zeros(4, dtype=int)
     with operations_engine().begin() as connection:
         if connection.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE")  # nobody writes an outcome between our look and our insert
@@ -336,8 +332,8 @@ def joined(model: str, as_of=None, sent: bool = True, since=None, before=None) -
     Times are UTC. `since` and `before` keep answers of that span, the end left out. `sent=False` gives what a model in shadow would have
     answered. `expand` opens the columns input and output.
     """
-    moment = datetime.max if as_of is None else _utc(as_of)  # not now: a clock that was set back would hide answers that were given
-    span = [predictions.c.time >= _utc(since)] * (since is not None) + [predictions.c.time < _utc(before)] * (before is not None)
+    moment = datetime.max if as_of is None else naive_utc(as_of)  # not now: a clock that was set back would hide answers that were given
+    span = [within(predictions.c.time, naive_utc(end)) for within, end in ((operator.ge, since), (operator.lt, before)) if end is not None]
     found = sa.and_(*_OF_ANSWER, outcomes.c.received_at <= moment)
     query = sa.select(predictions, outcomes.c.value, outcomes.c.happened_at, outcomes.c.received_at).outerjoin(outcomes, found)
     query = query.where(predictions.c.model == model, predictions.c.time <= moment, predictions.c.sent == sent, *span)
@@ -387,7 +383,7 @@ def erase(model: str, subject: str, because: str, *, actor: str, role: str) -> i
 
 def expire(model: str, before, because: str, *, actor: str, role: str) -> int:
     "Erase all answers from before the time `before`, as a retention rule demands; returns how many."
-    moment = _utc(before)
+    moment = naive_utc(before)
     return _and_say(model, predictions.c.time < moment, {"because": because, "before": moment.isoformat()}, actor, role)
 
 # %% ../nbs/11_log.ipynb #56c58eb0

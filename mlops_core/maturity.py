@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from .core import now
+from .core import naive_utc, now
 from .govern import GovernanceError, load_use_case, policy_of
 from .log import joined
 
@@ -33,11 +33,6 @@ def label_clock(case: str) -> LabelClock:
     return LabelClock(pd.Timedelta(days=days), policy_of(case).matured_share)
 
 # %% ../nbs/11_maturity.ipynb #9164922a
-def _moment(time) -> pd.Timestamp:
-    time = pd.Timestamp(time)
-    return time.tz_convert("UTC").tz_localize(None) if time.tz else time
-
-
 @dataclass(frozen=True)
 class Window:
     """The answers to `model` from `start` to before `end`, as they were known at `as_of` (UTC).
@@ -63,7 +58,7 @@ class Window:
 # %% ../nbs/11_maturity.ipynb #5bd3af78
 def window(model: str, start, end, as_of=None, clock: LabelClock | None = None, sent: bool = True) -> Window:
     "Read a window of answers from the log, as it was known at `as_of` (now). Raises `ValueError` unless it has a beginning before its end."
-    start, end, as_of = (_moment(time) for time in (start, end, now() if as_of is None else as_of))
+    start, end, as_of = (naive_utc(time) for time in (start, end, now() if as_of is None else as_of))
     if not start < end:
         raise ValueError(f"a window runs forward; this one is from {start} to {end}")
     clock = clock or label_clock(model)
@@ -75,7 +70,7 @@ def window(model: str, start, end, as_of=None, clock: LabelClock | None = None, 
 
 def latest_due(clock: LabelClock, as_of=None) -> pd.Timestamp:
     "The end of the latest window whose outcomes are all due at `as_of` (now)."
-    return _moment(now() if as_of is None else as_of) - clock.delay
+    return naive_utc(now() if as_of is None else as_of) - clock.delay
 
 # %% ../nbs/11_maturity.ipynb #11c54b16
 class Immature(RuntimeError):

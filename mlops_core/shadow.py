@@ -75,9 +75,7 @@ def treated_differently(both: pd.DataFrame, by: str | None = None, level: float 
 # %% ../nbs/12_shadow.ipynb #326b8671
 def mature(both: pd.DataFrame, delay, as_of=None) -> pd.DataFrame:
     "The rows that were asked at least `delay` (as in \"90 days\") before `as_of` (now): every outcome of theirs should be there."
-    moment = pd.Timestamp(core.now() if as_of is None else as_of)
-    moment = moment.tz_convert("UTC").tz_localize(None) if moment.tz else moment
-    return both[both["time"] <= moment - pd.Timedelta(delay)]
+    return both[both["time"] <= core.naive_utc(core.now() if as_of is None else as_of) - pd.Timedelta(delay)]
 
 
 def compare_outcomes(both: pd.DataFrame, output: str, metric: Callable, delay, as_of=None, seed: int = 0, least: int = 100) -> pd.DataFrame:
