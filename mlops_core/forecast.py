@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MINIMUM_ORIGINS', 'KNOWN', 'BOOSTING', 'Naive', 'training_requests', 'FeatureForecaster', 'Additive', 'BoostedTrees',
-           'ArimaErrors', 'Network', 'Lstm', 'MeanForecast', 'intervals', 'WithIntervals', 'answer', 'score',
+           'ArimaErrors', 'Lstm', 'MeanForecast', 'intervals', 'WithIntervals', 'answer', 'score',
            'forecast_candidates', 'forecast_case', 'consumption_fold']
 
 # %% ../nbs/40_forecast.ipynb #ed78a34f
@@ -14,7 +14,6 @@ from operator import add
 
 import numpy as np
 import pandas as pd
-import torch
 import xgboost
 from pygam import LinearGAM, f, l, s, te
 from scipy.signal import lfilter
@@ -196,51 +195,11 @@ class ArimaErrors(BaseEstimator):
         errors = (grid["value"] - mean)[:, :window]
         return _answers(request, self.task, mean[:, window:] + _carry_on(errors, self.ar_, self.ma_, self.task.horizon))
 
-# %% ../nbs/40_forecast.ipynb #154d4f29
-class Network(torch.nn.Module):
-    "Two LSTMs: one reads the past, hands its state to the other, which reads what is known of the steps ahead."
-
-    def __init__(self, past_columns: int, ahead_columns: int, units: int):
-        super().__init__()
-        self.arguments = {"past_columns": past_columns, "ahead_columns": ahead_columns, "units": units}  # to be built again
-        self.past = torch.nn.LSTM(past_columns, units, batch_first=True)
-        self.ahead = torch.nn.LSTM(ahead_columns, units, batch_first=True)
-        self.out = torch.nn.Linear(units + ahead_columns, 1)
-
-    def __reduce__(self):  # torch writes addresses into a pickle, and its size would differ from run to run
-        return type(self).made, (self.arguments, {name: weights.numpy() for name, weights in self.state_dict().items()})
-
-    @classmethod
-    def made(cls, arguments: dict, weights: dict) -> "Network":
-        "The network of these `arguments` and `weights`."
-        network = cls(**arguments)
-        network.load_state_dict({name: torch.as_tensor(values) for name, values in weights.items()})
-        return network
-
-    def forward(self, past, ahead):
-        _, state = self.past(past)
-        walked, _ = self.ahead(ahead, state)
-        return self.out(torch.cat([walked, ahead], dim=-1))[..., 0]
-
-
-def _standardised(values: np.ndarray, scale: tuple) -> torch.Tensor:
-    return torch.tensor(((values - scale[0]) / scale[1]).clip(-4, 4), dtype=torch.float32)
-
-# %% ../nbs/40_forecast.ipynb #17db7048
-def _train(network: Network, past, ahead, target, epochs: int, learning_rate: float) -> Network:
-    "Fit by the mean absolute error in batches of 32 requests; the learning rate rises and falls once (Smith, 2018)."
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * -(-len(past) // 32))
-    for _ in range(epochs):
-        for batch in torch.randperm(len(past)).split(32):
-            optimizer.zero_grad()
-            (network(past[batch], ahead[batch]) - target[batch]).abs().mean().backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-    return network
-
 # %% ../nbs/40_forecast.ipynb #fb7b06fe
+def _standardised(values: np.ndarray, scale: tuple) -> np.ndarray:
+    return ((values - scale[0]) / scale[1]).clip(-4, 4)
+
+
 class Lstm(BaseEstimator):
     "Mean of `members` sequence-to-sequence LSTMs; `epochs` shrink for many or long requests, so that a fit takes about as long."
 
@@ -255,26 +214,23 @@ class Lstm(BaseEstimator):
         return np.stack(past, axis=-1)[:, task.window - (task.day if task.day > 1 else 7) : task.window], ahead
 
     def fit(self, X, y):
+        from mlops_core import encoder
+
         request, target = training_requests(X, y, self.task, self.seed)
         data = [*self._inputs(request), target.reshape(-1, self.task.horizon)]
         self.scales_ = [(values.mean(axis=(0, 1)), values.std(axis=(0, 1)) + 1e-3) for values in data]
         steps = len(request) // (self.task.window + self.task.horizon) * (data[0].shape[1] + self.task.horizon)
         epochs = int(np.clip(self.epochs * 30_000 // steps, 1, self.epochs))
         data = [_standardised(values, scale) for values, scale in zip(data, self.scales_, strict=True)]
-        torch.set_num_threads(1)
-        self.networks_ = []
-        with torch.random.fork_rng():
-            for member in range(self.members):
-                torch.manual_seed(int(generator(self.seed, f"network {member}").integers(2**31)))
-                network = Network(data[0].shape[2], data[1].shape[2], self.units)
-                self.networks_.append(_train(network, *data, epochs, self.learning_rate))
+        seeds = [int(generator(self.seed, f"network {member}").integers(2**31)) for member in range(self.members)]
+        self.networks_ = encoder.fit_networks(*data, seeds, self.units, epochs, self.learning_rate)
         return self
 
     def predict(self, request):
-        torch.set_num_threads(1)
+        from mlops_core import encoder
+
         data = [_standardised(values, scale) for values, scale in zip(self._inputs(request), self.scales_, strict=False)]
-        with torch.no_grad():
-            found = np.mean([network(*data).double().numpy() for network in self.networks_], axis=0)
+        found = encoder.mean_answer(self.networks_, *data)
         return _answers(request, self.task, found * self.scales_[2][1] + self.scales_[2][0])
 
 # %% ../nbs/40_forecast.ipynb #dd71ecb6

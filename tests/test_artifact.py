@@ -142,6 +142,6 @@ def test_a_manifest_names_what_is_wrong(tmp_path):
 def test_a_server_of_trees_does_not_wait_for_what_only_other_models_need(bank, tmp_path):
     X, y = bank[2:4]
     save_object(credit.BoostedTrees().fit(X, y), tmp_path / "model")
-    program = "import sys; from mlops_core import artifact, serve; artifact.load_object(sys.argv[1]); print(*sys.modules)"
+    program = "import sys; from mlops_core import artifact, fallback, forecast, serve; artifact.load_object(sys.argv[1]); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program, tmp_path / "model"], capture_output=True, text=True, check=True)
     assert not {"skops", "torch", "shap", "nbformat", "nbconvert"} & set(done.stdout.split())
