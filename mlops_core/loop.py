@@ -376,7 +376,8 @@ def play(make: Callable[[], Production], arm: str) -> Play:
 def play_all(asked: dict[str, tuple[Callable[[], Production], str]], jobs: int = 2, progress: bool = True) -> dict[str, Play]:
     "`play` for each of `asked` (name: what makes the production, and the arm), in processes of their own; what makes it has to be picklable."
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(play, *one): name for name, one in asked.items()}
+        longest = sorted(asked.items(), key=lambda one: one[1][1] != "this loop")  # those with roll-outs begin first
+        waiting = {pool.submit(play, *one): name for name, one in longest}
         found = {waiting[done]: done.result() for done in tqdm(as_completed(waiting), "replays", len(waiting), disable=not progress)}
     plt.close("all")  # figures that come from elsewhere would be shown where nobody asked
     return {name: found[name] for name in asked}
