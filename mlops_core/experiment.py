@@ -71,7 +71,7 @@ def classification_fold(dataset: str, features: tuple[str, ...], sample: int = 0
     return Fold(train[list(features)], outcomes[0], test[list(features)], outcomes[1])
 
 # %% ../nbs/05_experiment.ipynb #0cb4d156
-def latencies(answer: Callable, model, requests: list[pd.DataFrame], budget: float = 0.4, least: int = 3) -> np.ndarray:
+def latencies(answer: Callable, model, requests: list[pd.DataFrame], budget: float = 0.4, least: int = 5) -> np.ndarray:
     "Milliseconds that `answer(model, request)` takes for single requests in turn, until `budget` seconds are spent; `least` at least."
     taken, end = [], time.perf_counter() + budget
     while len(taken) < least or (time.perf_counter() < end and len(taken) < 200):
@@ -103,7 +103,7 @@ def cost(case: Case, model, requests: pd.DataFrame) -> dict[str, float]:
     with threadpool_limits(1):
         asked = [_part(case, requests, [unit]) for unit in units[:20]]
         # a pause of the machine is no property of the model: the best of three turns
-        single = min((latencies(case.answer, model, asked, 0.15) for _ in range(3)), key=lambda taken: np.quantile(taken, 0.99))
+        single = min((latencies(case.answer, model, asked, 0.15, least=3) for _ in range(3)), key=lambda taken: np.quantile(taken, 0.99))
         batch = latencies(case.answer, model, [_part(case, requests, units[:1000])], least=1)
     return {
         "p50_ms": float(np.quantile(single, 0.5)),

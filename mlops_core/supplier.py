@@ -469,7 +469,7 @@ def after_the_fall(dataset: Dataset, size: float = 0.12, begins: int = 14, waits
             model = served_forecaster(past, task, at, seed, corrected).forecaster.fit(past.drop(columns="value"), past["value"])
             answers = model.predict(requests(series, task, asked))
             cost = imbalance_cost(purchase(answers, ratio), series["value"].loc[answers["time"]], supplier.usual, ratio)
-            said.append(pd.Series(cost, answers["origin"].to_numpy()).groupby(level=0).mean())
+            said.append(pd.Series(cost, answers["origin"]).groupby(level=0).mean())
         word = ", corrected" if corrected else ""
         found |= {f"as it was{word}": said[0], f"trained again{word}": said[1].combine_first(said[0])}
     days = pd.DataFrame(found)

@@ -133,3 +133,9 @@ def test_a_replay_sets_the_clock_and_gives_it_back_also_when_it_fails():
         raise KeyError
     before = core.stopwatch()
     assert abs(core.now() - pd.Timestamp.now(tz="UTC")) < pd.Timedelta("1min") and sum(range(100_000)) and core.stopwatch() > before
+
+
+def test_a_time_is_kept_in_utc_without_its_zone_whatever_form_it_has():
+    noon = pd.Timestamp("2026-03-01 12:00")
+    for form in ("2026-03-01T13:00:00+01:00", pd.Timestamp("2026-03-01 13:00", tz="Europe/Vienna"), noon, noon.to_pydatetime(), "2026-03-01 12:00"):
+        assert core.naive_utc(form) == noon and core.naive_utc(form).tz is None

@@ -366,3 +366,18 @@ def test_the_command_line_has_the_whole_way(two):
     code, said = mlops("rollout", "status", "credit_risk")
     assert code == 0 and "aborted" in said and "a test" in said
     assert mlops("rollout", "rollback", "credit_risk", "--because", "a test", *who)[0] == 2
+
+
+def test_a_step_is_followed_when_the_shadow_has_answered_or_failed_on_all_that_it_should(operations):
+    rolling = traffic.begin("toy", 1, 2, (0.5,))
+    with log.PredictionLog() as writer:
+        writer.write([log.Prediction("other", "z", 1, "champion")])
+        assert rollout.followed(rolling), "nothing was asked of this model"
+        writer.write([log.Prediction("toy", "a", 1, "champion")])
+        assert not rollout.followed(rolling)
+        writer.write([log.Prediction("toy", "a", 2, "shadow", output="{}", fallback="failed: KeyError")])
+        assert rollout.followed(rolling), "what failed will be judged"
+        writer.write([log.Prediction("toy", "b", 1, "champion", fallback="challenger 2 failed: KeyError")])
+        assert rollout.followed(rolling), "it has failed on this one already"
+        writer.write([log.Prediction("toy", "c", 2, "challenger")])
+        assert not rollout.followed(rolling), "the champion follows, too"
