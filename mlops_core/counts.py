@@ -180,9 +180,9 @@ def _samples(parts: list, lengths: list[int], places: np.ndarray):
     if isinstance(parts[0], pd.DataFrame):  # column by column, which takes no copy of the sample as a whole
         for name, values in parts[0].items():
             if is_numeric_dtype(values):
-                yield name, pd.Series(values.array[places])  # an index would be as large as the sample
+                yield name, pd.Series(values.array[places], copy=False)  # an index would be as large as the sample
             else:  # texts that lie around the wanted ones are copied with them, so few at once
-                yield name, _taken(parts[0][[name]], places[::eighth], SAMPLE // 16)[name]
+                yield name, _taken(parts[0][[name]], places[::eighth], SAMPLE // 4)[name]
         return
     stretches = pairwise(np.cumsum([0, *lengths]))
     picks = [places[slice(*np.searchsorted(places, stretch))] - stretch[0] for stretch in stretches]

@@ -21,7 +21,7 @@ from scipy import stats
 from . import audit, core
 from .artifact import ArtifactError
 from .data import Dataset, DatasetError, load_dataset, require_available
-from .experiment import latencies
+from .experiment import single_latencies
 from .govern import GovernanceError, Limits, Policy, file_hash, load_policy, load_use_case, policy_of, risk_class
 from .package import LoadedModel, evidence, facts, load_model, missing_evidence, recipe_of
 from .signoff import acting, sign_offs
@@ -201,7 +201,7 @@ def budget(review: Review) -> Verdict:
     size = sum(path.stat().st_size for path in (review.version.folder / "model").iterdir())
     sample, key = pd.read_parquet(review.version.folder / "sample" / "requests.parquet"), review.facts["request_key"]
     units = (sample[key] if key else sample.index.to_series()).unique()[:20]
-    taken = latencies(lambda _, request: review.version.answer(request), None, [_rows(sample, key, [unit]) for unit in units])
+    taken = single_latencies(lambda _, request: review.version.answer(request), None, [_rows(sample, key, [unit]) for unit in units])
     slowest, limits = float(np.quantile(taken, 0.99)), review.limits
     passed = size <= limits.size_bytes and slowest <= limits.p99_ms
     why = f"{size / 1e6:.1f} MB of {limits.size_bytes / 1e6:.1f}; a request took {slowest:.0f} ms (p99) of {limits.p99_ms:.0f}"

@@ -169,7 +169,7 @@ def main():
     print(f"{'what':22}{'cpu s':>9}{'wall s':>9}{'more MB':>9}{'result':>9}")
     runs = {}
     for name, python in pythons.items():
-        run = python and measured(name, python, data, 1 if name == "evidently" else 2)
+        run = python and measured(name, python, data, 1 if name == "evidently" else 3)
         if run:
             runs[name] = run
             print(f"{name:22}{run['cpu']:9.2f}{run['wall']:9.2f}{run['mb']:9.0f}{run['answer']:9.4g}", flush=True)

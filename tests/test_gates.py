@@ -168,6 +168,18 @@ def test_a_slow_version_is_refused_for_it_alone(monkeypatch):
     assert refusals(version) == set(), "it was the time alone"
 
 
+def test_one_pause_of_the_machine_refuses_nobody(monkeypatch):
+    quick, pauses = BoostedTrees.predict_proba, iter([0.5])
+
+    def paused_once(model, X):
+        time.sleep(next(pauses, 0))
+        return quick(model, X)
+
+    version = make()
+    monkeypatch.setattr(BoostedTrees, "predict_proba", paused_once)
+    assert refusals(version) == set() and next(pauses, None) is None
+
+
 def test_a_worse_version_is_refused_by_the_champion_alone():
     assert promote(make()).status == "champion"
     fewer = make(BoostedTrees(SIGNS), columns=("limit_bal", "pay_0", "pay_amt1"))
