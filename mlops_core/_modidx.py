@@ -289,6 +289,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mlops_core', 'doc_host': '
                                    'mlops_core.counts._frames': ('counts.html#_frames', 'mlops_core/counts.py'),
                                    'mlops_core.counts._length': ('counts.html#_length', 'mlops_core/counts.py'),
                                    'mlops_core.counts._parts': ('counts.html#_parts', 'mlops_core/counts.py'),
+                                   'mlops_core.counts._picked': ('counts.html#_picked', 'mlops_core/counts.py'),
                                    'mlops_core.counts._reduced': ('counts.html#_reduced', 'mlops_core/counts.py'),
                                    'mlops_core.counts._sampled': ('counts.html#_sampled', 'mlops_core/counts.py'),
                                    'mlops_core.counts._samples': ('counts.html#_samples', 'mlops_core/counts.py'),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pandas.api.types import is_numeric_dtype
 from tqdm.auto import tqdm
@@ -123,15 +124,15 @@ def _parts(table, columns: list[str] | None) -> list:
     return (table if columns is None else table[[name for name in columns if name in table.columns]]).to_delayed()
 
 # %% ../nbs/08_counts.ipynb #ee3aaf01
-def _frames(part, step: int = SAMPLE):
-    "The data frames that a part consists of, in order, of `step` rows."
+def _frames(part):
+    "The data frames of SAMPLE rows that a part consists of, in order."
     if isinstance(part, pd.DataFrame):
-        yield from (part.iloc[start : start + step] for start in range(0, max(1, len(part)), step))
+        yield from (part.iloc[start : start + SAMPLE] for start in range(0, max(1, len(part)), SAMPLE))
         return
     path, columns = part
     with pq.ParquetFile(path, pre_buffer=False) as file:
         names = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
-        for batch in file.iter_batches(step, columns=names):
+        for batch in file.iter_batches(SAMPLE, columns=names):
             yield batch.to_pandas()
 
 # %% ../nbs/08_counts.ipynb #1ae4096e
@@ -164,25 +165,34 @@ def _binned(name: str, values: pd.Series) -> tuple[str, Counts | None]:
     return name, empty_counts(kind, choose_marks(kind, values)) if kind else None
 
 # %% ../nbs/08_counts.ipynb #26cbce71
-def _taken(part, places: np.ndarray, step: int = SAMPLE) -> pd.DataFrame:
+def _taken(part, places: np.ndarray) -> pd.DataFrame:
     "The rows of a part at `places`, which rise."
     taken, start = [], 0
-    for frame in _frames(part, step):
+    for frame in _frames(part):
         here = slice(*np.searchsorted(places, [start, start + len(frame)]))
         taken.append(frame.iloc[places[here] - start])
         start += len(frame)
     return pd.concat(taken, ignore_index=True) if taken else pd.DataFrame()
 
 # %% ../nbs/08_counts.ipynb #638d9b55
+def _picked(values: pd.Series, places: np.ndarray) -> pd.Series:
+    "The cells of a column at `places`, which rise; without an index, which would be as large as they are."
+    if isinstance(values.dtype, np.dtype):
+        return pd.Series(values.to_numpy()[places], copy=False)
+    if not isinstance(values.dtype, pd.StringDtype) or values.dtype.storage != "pyarrow":
+        return pd.Series(values.array[places])
+    texts = pa.array(values.array)
+    chunks = getattr(texts, "chunks", [texts])  # asked for texts of all chunks at once, Arrow copies those that lie around them too
+    stretches = pairwise(np.cumsum([0, *map(len, chunks)]))
+    found = [chunk.take(pa.array(places[slice(*np.searchsorted(places, ends))] - ends[0])) for chunk, ends in zip(chunks, stretches, strict=True)]
+    return pd.Series(type(values.array)(pa.chunked_array(found)))
+
+
 def _samples(parts: list, lengths: list[int], places: np.ndarray):
     "Each column's name and its values at `places`; for levels an eighth of a large sample is enough, since rare ones are named later."
     eighth = 8 if len(places) == SAMPLE else 1
     if isinstance(parts[0], pd.DataFrame):  # column by column, which takes no copy of the sample as a whole
-        for name, values in parts[0].items():
-            if is_numeric_dtype(values):
-                yield name, pd.Series(values.array[places], copy=False)  # an index would be as large as the sample
-            else:  # texts that lie around the wanted ones are copied with them, so few at once
-                yield name, _taken(parts[0][[name]], places[::eighth], SAMPLE // 4)[name]
+        yield from ((name, _picked(values, places[:: 1 if is_numeric_dtype(values) else eighth])) for name, values in parts[0].items())
         return
     stretches = pairwise(np.cumsum([0, *lengths]))
     picks = [places[slice(*np.searchsorted(places, stretch))] - stretch[0] for stretch in stretches]

@@ -197,3 +197,21 @@ def test_reference_travels_in_a_folder(tmp_path):
         counts.reference_profile(tmp_path, "answers")
     with pytest.raises(ProfileError, match="but of nothing"):
         counts.reference_profile(tmp_path / "elsewhere")
+
+
+def test_means_are_off_by_no_more_than_one_rounding_and_a_constant_has_no_variance():
+    reference = GENERATOR.normal(7, 3, 5000)
+    empty = bins.empty_counts("number", bins.choose_edges(reference))
+    new = GENERATOR.normal(7.1, 3, 150_000)  # over several blocks
+    found = bins.count_column(empty, pd.Series(new))
+    assert abs(found.mean - math.fsum(new) / len(new)) < 12 * 2**-37, "four times the spread of some 12, of which 37 bits are kept"
+    assert bins.count_column(empty, pd.Series([7.3] * 1000)).variance == 0
+    far = bins.count_column(empty, pd.Series([1e6 + 0.25, 1e6 + 2**-30]))
+    assert far.mean == 1e6 + 0.125 + 2**-31 and far.variance == (0.25 - 2**-30) ** 2 / 2, "what lies far out is not rounded"
+
+
+@pytest.mark.parametrize("dtype", ["float64", "Int64", "str", "category", "object", "bool"])
+def test_the_rows_that_choose_bins_are_those_at_their_places_for_every_type(dtype):
+    column = pd.concat([pd.Series(GENERATOR.integers(0, 50, 700)).astype(dtype) for _ in range(3)], ignore_index=True).astype(dtype)
+    places = np.array([0, 3, 699, 700, 701, 1400, 2099])
+    assert counts._picked(column, places).tolist() == column.iloc[places].tolist()
