@@ -43,23 +43,33 @@ def _named(path: str, kind: type):
     return found
 
 # %% ../nbs/09_artifact.ipynb #dd298281
-def _write_skops(model, path: Path) -> None:
-    import skops.io
-
+@functools.cache
+def _skops():
+    """The module skops.io. Looking for estimators, it imports all of scikit-learn, and with it the adapters to PyTorch and Dask, 1.5 seconds
+    and 200 MB for nothing: they are kept out meanwhile."""
+    adapters = [f"sklearn.externals.array_api_compat.{name}" for name in ("torch", "dask")]
+    absent = [name for name in adapters if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # None in the place of a module makes its import fail, which the search stands
     try:
-        skops.io.dump(model, path)
+        return importlib.import_module("skops.io")
+    finally:
+        for name in absent:
+            del sys.modules[name]
+
+
+def _write_skops(model, path: Path) -> None:
+    try:
+        _skops().dump(model, path)
     except Exception as error:  # skops has no error of its own for what it cannot store
         raise ArtifactError(f"{type(model).__module__}.{type(model).__name__} cannot be stored without pickle: {error}") from None
     _read_skops(path)
 
 # %% ../nbs/09_artifact.ipynb #70546c46
 def _read_skops(path: Path):
-    import skops.io
-
-    strange = [name for name in skops.io.get_untrusted_types(file=path) if name.split(".")[0] not in TRUSTED]
+    strange = [name for name in _skops().get_untrusted_types(file=path) if name.split(".")[0] not in TRUSTED]
     if strange:
         raise ArtifactError(f"{path.name} holds {', '.join(strange)}; only types of {', '.join(TRUSTED)} are loaded")
-    return skops.io.load(path, trusted=skops.io.get_untrusted_types(file=path))
+    return _skops().load(path, trusted=_skops().get_untrusted_types(file=path))
 
 # %% ../nbs/09_artifact.ipynb #0c87d56a
 def _read_trees(path: Path, kind: str, settings: dict):

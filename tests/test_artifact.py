@@ -145,3 +145,6 @@ def test_a_server_of_trees_does_not_wait_for_what_only_other_models_need(bank, t
     program = "import sys; from mlops_core import artifact, fallback, forecast, serve; artifact.load_object(sys.argv[1]); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program, tmp_path / "model"], capture_output=True, text=True, check=True)
     assert not {"skops", "torch", "shap", "nbformat", "nbconvert"} & set(done.stdout.split())
+    save_object(credit.LinearModel().fit(X, y), tmp_path / "linear")
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "linear"], capture_output=True, text=True, check=True)
+    assert {"torch", "dask", "skops"} & set(done.stdout.split()) == {"skops"}

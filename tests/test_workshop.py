@@ -154,9 +154,10 @@ def test_catch_up_that_is_killed_can_be_called_again(tmp_path, var, capsys):
 
 
 def test_a_kill_while_mlflow_makes_its_tables_does_not_spoil_the_workspace(var):
-    cut = "import os, alembic.runtime.migration as steps; steps.HeadMaintainer.update_to_step = lambda *step: os._exit(9)"  # made, not yet noted
+    fresh = f"import os, sys; sys.prefix = {str(var)!r}"  # as if MLflow had been installed a moment ago
+    cut = f"{fresh}; import alembic.runtime.migration as steps; steps.HeadMaintainer.update_to_step = lambda *step: os._exit(9)"  # not yet noted
     done = subprocess.run([sys.executable, "-c", f"{cut}; from mlops_core.experiment import open_experiment; open_experiment('toy')"])
-    assert done.returncode == 9
+    assert done.returncode == 9 and not list(var.glob("mlflow-*"))
     open_experiment("toy")
     assert mlflow.get_experiment_by_name("toy").artifact_location == (var / "artifacts").as_uri()
 
