@@ -51,7 +51,9 @@ def _skops():
     absent = [name for name in adapters if name not in sys.modules]
     sys.modules.update(dict.fromkeys(absent))  # None in the place of a module makes its import fail, which the search stands
     try:
-        return importlib.import_module("skops.io")
+        import skops.io
+
+        return skops.io
     finally:
         for name in absent:
             del sys.modules[name]

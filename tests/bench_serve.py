@@ -118,7 +118,7 @@ def compare(version, our, rounds, seconds):
         turns = [(turn, connections, name) for turn in range(rounds) for connections in (8, 64) for name in servers]
         found = []
         for turn, connections, name in tqdm(turns, desc="closed loop", disable=None):
-            measured = load(*servers[name], connections=connections, warm_up=1, seconds=seconds)
+            measured = load(*servers[name], connections=connections, warm_up=0.5, seconds=seconds)
             found.append({"turn": turn, "connections": connections, "server": name} | measured)
     return pd.DataFrame(found).drop(columns="failed")
 
@@ -138,7 +138,6 @@ def with_shadow(version, our, per_second, rounds, seconds):
         if count < 0.7 * sent:  # it looks twice a second
             raise RuntimeError(f"the shadow followed {count} of {sent:.0f} requests: what is measured is not what it costs")
         traffic.move(running, state="aborted")
-        time.sleep(2)  # its process ends
         before, alone = alone, load(our, asked, per_second=per_second, warm_up=1, seconds=seconds)
         # before against after is what no shadow at all seems to cost: the noise
         found.append({"turn": turn, "before": before["p50"], "shadow": both["p50"], "after": alone["p50"], "shadow p99": both["p99"]})
@@ -195,7 +194,7 @@ def measure(rounds, seconds, sample=0, shadow_rounds=12):
             found = compare(version, our, rounds, seconds)
             # of 64 clients who wait for each other, all ask at once and share frames, as no clients of an open loop do
             capacity = found.query("server == 'ours' and connections == 8")["per_second"].median()
-            return found, with_shadow(version, our, capacity / 2, shadow_rounds, max(seconds, 3)) if shadow_rounds else None
+            return found, with_shadow(version, our, capacity / 2, shadow_rounds, max(seconds, 2)) if shadow_rounds else None
 
 
 def main(rounds=5, seconds=4.0):

@@ -12,7 +12,7 @@ from mlflow.utils import requirements_utils as requirements
 from mlops_core import core
 
 NUMBERS = itertools.count()
-SLOWEST = ("test_cases", "test_gates", "test_rollout", "test_serve", "test_forecast", "test_credit", "test_recommend", "test_release",
+SLOWEST = ("test_forecast", "test_credit", "test_gates", "test_rollout", "test_serve", "test_recommend", "test_release",
            "test_loop", "test_second", "test_workshop")  # fmt: skip
 
 
