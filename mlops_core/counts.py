@@ -175,10 +175,10 @@ def _taken(part, places: np.ndarray) -> pd.DataFrame:
     return pd.concat(taken, ignore_index=True) if taken else pd.DataFrame()
 
 # %% ../nbs/08_counts.ipynb #638d9b55
-def _picked(values: pd.Series, places: np.ndarray) -> pd.Series:
-    "The cells of a column at `places`, which rise; without an index, which would be as large as they are."
-    if isinstance(values.dtype, np.dtype):
-        return pd.Series(values.to_numpy()[places], copy=False)
+def _picked(values: pd.Series, places: np.ndarray, room: np.ndarray) -> pd.Series:
+    "The cells of a column at `places`, which rise; without an index, which would be as large as they are. Floats are put into `room`."
+    if values.dtype == "float64":
+        return pd.Series(np.take(values.to_numpy(), places, out=room, mode="clip"), copy=False)
     if not isinstance(values.dtype, pd.StringDtype) or values.dtype.storage != "pyarrow":
         return pd.Series(values.array[places])
     texts = pa.array(values.array)
@@ -191,8 +191,9 @@ def _picked(values: pd.Series, places: np.ndarray) -> pd.Series:
 def _samples(parts: list, lengths: list[int], places: np.ndarray):
     "Each column's name and its values at `places`; for levels an eighth of a large sample is enough, since rare ones are named later."
     eighth = 8 if len(places) == SAMPLE else 1
-    if isinstance(parts[0], pd.DataFrame):  # column by column, which takes no copy of the sample as a whole
-        yield from ((name, _picked(values, places[:: 1 if is_numeric_dtype(values) else eighth])) for name, values in parts[0].items())
+    if isinstance(parts[0], pd.DataFrame):  # column by column, each in the place of the one before: the sample as a whole is never there
+        room = np.empty(len(places))
+        yield from ((name, _picked(values, places[:: 1 if is_numeric_dtype(values) else eighth], room)) for name, values in parts[0].items())
         return
     stretches = pairwise(np.cumsum([0, *lengths]))
     picks = [places[slice(*np.searchsorted(places, stretch))] - stretch[0] for stretch in stretches]

@@ -214,4 +214,4 @@ def test_means_are_off_by_no_more_than_one_rounding_and_a_constant_has_no_varian
 def test_the_rows_that_choose_bins_are_those_at_their_places_for_every_type(dtype):
     column = pd.concat([pd.Series(GENERATOR.integers(0, 50, 700)).astype(dtype) for _ in range(3)], ignore_index=True).astype(dtype)
     places = np.array([0, 3, 699, 700, 701, 1400, 2099])
-    assert counts._picked(column, places).tolist() == column.iloc[places].tolist()
+    assert counts._picked(column, places, np.empty(7)).tolist() == column.iloc[places].tolist()

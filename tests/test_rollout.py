@@ -1,10 +1,7 @@
 """A bad version is rolled back by itself, a good one goes all the way, two operators cannot fight, and the way back takes less than a second."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 
@@ -15,6 +12,7 @@ from test_serve import COLUMNS, TEST, WHO, Clients, Server, go_live, make_versio
 
 from mlops_core import audit, log, package, rollout, traffic
 from mlops_core.artifact import ArtifactError
+from mlops_core.cli import main
 from mlops_core.data import load_dataset, reference_split
 from mlops_core.govern import GovernanceError
 from mlops_core.serve import LocalServer, make_app
@@ -351,12 +349,11 @@ def test_a_corrupted_challenger_leaves_the_champion_alone(server, two):
     assert set(ask(server, "still")) == {1}
 
 
-def mlops(*words):
-    done = subprocess.run([sys.executable, "-m", "mlops_core.cli", *words], capture_output=True, text=True, timeout=120, env=os.environ)
-    return done.returncode, done.stdout + done.stderr
+def test_the_command_line_has_the_whole_way(two, capsys):
+    def mlops(*words):
+        code, told = main(list(words)), capsys.readouterr()
+        return code, told.out + told.err
 
-
-def test_the_command_line_has_the_whole_way(two):
     who = ("--actor", "cho", "--role", "devops")
     code, said = mlops("rollout", "start", "credit_risk", "2", *who)
     assert code == 0 and "in the shadow" in said and "too few" in said
