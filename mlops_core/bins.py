@@ -110,9 +110,10 @@ def empty_counts(kind: str, marks) -> Counts:
 # %% ../nbs/08_bins.ipynb #565a8d9d
 def _unit(marks: np.ndarray) -> float:
     "The power of two to which differences are rounded: eleven digits below the spread of the column without its tails."
-    tail = len(marks) // 50
-    spread = marks[-1 - tail] - marks[tail] if len(marks) else 0.0
-    return 2.0 ** int(np.clip(np.frexp(spread)[1] + 2 - BITS, -900, 400))
+    if not len(marks):
+        return 1.0
+    tail, last_bit = len(marks) // 50, np.spacing(np.abs(marks).max())
+    return 2.0 ** int(np.clip(np.frexp(max(marks[-1 - tail] - marks[tail], 2 * last_bit))[1] + 2 - BITS, -900, 400))
 
 
 def _sums_near(units: np.ndarray) -> tuple[int, int]:

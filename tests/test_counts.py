@@ -210,6 +210,15 @@ def test_means_are_off_by_no_more_than_one_rounding_and_a_constant_has_no_varian
     assert far.mean == 1e6 + 0.125 + 2**-31, "what lies far out is not rounded"
 
 
+@pytest.mark.parametrize("middle, step", [(0.0, 1e-310), (5.0, 1e-15), (4e16, 8.0), (1e300, 1e290), (-1e12, 1e3)])
+def test_sums_have_no_order_also_where_numbers_are_tiny_huge_or_hardly_differ(middle, step):
+    column = middle + step * GENERATOR.integers(-9, 9, 70_000)
+    empty = bins.empty_counts("number", bins.choose_edges(np.full(100, middle)))
+    orders = (column, GENERATOR.permutation(column), column[:7], column[7:])
+    whole, shuffled, first, rest = (bins.count_column(empty, pd.Series(values)) for values in orders)
+    assert bins.plain_counts(whole) == bins.plain_counts(shuffled) == bins.plain_counts(bins.add_counts(first, rest))
+
+
 @pytest.mark.parametrize("dtype", ["float64", "Int64", "str", "category", "object", "bool"])
 def test_the_rows_that_choose_bins_are_those_at_their_places_for_every_type(dtype):
     column = pd.concat([pd.Series(GENERATOR.integers(0, 50, 700)).astype(dtype) for _ in range(3)], ignore_index=True).astype(dtype)
