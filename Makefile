@@ -5,7 +5,7 @@ BIN := .venv/bin
 OFFLINE := $(if $(wildcard wheels/*.whl),--no-index --find-links wheels)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(OFFLINE)
 LIMIT := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2
-# workers with two threads each would wait for one another on two cores; of three workers one usually waits for a server or a process
+# workers with two threads each would wait for one another on two cores; of four workers two usually wait for a server or a process
 ONE := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .PHONY: report demo test check lab data bench study wheels pictures clean
@@ -22,8 +22,7 @@ lab: .venv/runtime
 
 test: .venv/dev
 	$(ONE) $(BIN)/python -m pytest tests/test_speed.py
-	$(ONE) $(BIN)/nbdev_test --n_workers 3 --do_print
-	$(ONE) $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --ignore tests/test_speed.py
+	$(ONE) $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/test_speed.py
 
 check: .venv/dev
 	$(BIN)/ruff check .

@@ -12,14 +12,14 @@ from mlflow.utils import requirements_utils as requirements
 from mlops_core import core
 
 NUMBERS = itertools.count()
-SLOWEST = ("test_forecast", "test_credit", "test_gates", "test_rollout", "test_serve", "test_recommend", "test_release",
+SLOWEST = ("test_lessons", "test_forecast", "test_credit", "test_gates", "test_rollout", "test_serve", "test_recommend", "test_release",
            "test_loop", "test_second", "test_workshop")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
-    """The files that take longest begin first: two workers share the files, and the one that gets the last should not have minutes to go.
+    """The files that take longest begin first: workers share the files, and the one that gets the last should not have minutes to go.
 
-    xdist would begin with the files that have the most tests; the whole cases, twelve tests and six minutes, came near the end.
+    xdist would begin with the files that have the most tests; the lessons, four tests and six minutes, would come near the end.
     """
     items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
 
