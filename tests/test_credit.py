@@ -12,6 +12,7 @@ from cells import run_before
 from mlops_core import core, credit
 from mlops_core.data import LeakageError, load_dataset, reference_split
 from mlops_core.evaluate import classification_metrics
+from mlops_core.report import run_report
 
 CASE = core.home() / "nbs" / "cases" / "credit_risk.ipynb"
 BOUND = credit.BoostedTrees({"pay_0": 1, "limit_bal": -1})
@@ -125,7 +126,13 @@ def own_table(tmp_path):
 
 
 def test_case_on_a_table_of_ones_own(own_table, tmp_path):
-    found = run(tmp_path, dataset=str(own_table), folds=3, bad_cost=3.0, weeks=6)
+    asked = {"dataset": str(own_table), "folds": 3, "bad_cost": 3.0, "weeks": 6, "sign_offs": "none"}
+    folder = run_report("credit_risk", asked, reports=tmp_path / "reports", progress=False)
+    found = json.loads((folder / "results.json").read_text())
+    assert found["status"] == "succeeded" and (folder / "report.html").stat().st_size < 3_000_000 and (folder / "report.ipynb").exists()
+    assert found["parameters"].keys() == core.case_parameters(CASE).keys() and found["data"]["fingerprint"] and found["code_revision"]
+    assert {"fit_seconds", "p50_ms", "p99_ms", "requests_per_second"} <= next(iter(found["timings"]["candidates"].values())).keys()
+    assert {"candidate", "size_bytes", "explains_itself"} <= found["candidates"][0].keys()
     assert found["data"]["rows"] == 2500 and found["results"]["roc_auc"] > 0.65
     assert {row["candidate"] for row in found["candidates"]} == {"base_rate", "logistic", "scorecard", "gam", "xgboost_monotone", "xgboost"}
     assert all(card["limit"] is None for card in found["headline"]), "reference limits belong to our own data only"
