@@ -130,7 +130,7 @@ def _sums_near(units: np.ndarray) -> tuple[int, int]:
 
 
 def _sums_far(values: np.ndarray, centre: float) -> tuple[Fraction, Fraction, int]:
-    "The exact sums of differences to `centre` and of their squares, and how many values are too large for that."
+    "The exact sums of differences to `centre` and of their squares, each of which is rounded once, and how many values are too large for that."
     fits = np.abs(values) <= HUGE
     apart = values[fits] - centre
     return exact_sum(apart), exact_sum(apart * apart), len(values) - int(fits.sum())
